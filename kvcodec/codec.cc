@@ -1,0 +1,308 @@
+#include "kvcodec/codec.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/status_macros.h"
+#include "common/string_view.h"
+#include "kvcodec/format.h"
+
+namespace kvferry::codec {
+namespace {
+
+constexpr int kMaxSinks = 4096;
+constexpr int kMaxRecent = 1 << 20;
+constexpr int kMaxLayer = 4095;
+
+bool IsKGroup(int tokens) { return tokens == 32 || tokens == 64; }
+bool IsVGroup(int channels) { return channels == 32 || channels == 64 || channels == 128; }
+
+absl::Status BadSpec(std::string_view what, int value, std::string_view allowed) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("block spec: ", ToAbsl(what), " is ", value, ", must be ", ToAbsl(allowed)));
+}
+
+Codec Plain(std::string name, BlockKind kind, Raw16 raw_type) {
+  Codec codec;
+  codec.name = std::move(name);
+  codec.kind = kind;
+  codec.raw_type = raw_type;
+  return codec;
+}
+
+// The paper's groups and window (KIVI, arXiv 2402.02750, table 3).
+Codec Kivi(std::string name, int k_bits, int v_bits) {
+  Codec codec = Plain(std::move(name), BlockKind::kScalar, Raw16::kFp16);
+  codec.k_bits = k_bits;
+  codec.v_bits = v_bits;
+  codec.k_group_tokens = 32;
+  codec.v_group_channels = 32;
+  codec.window.recent = 128;
+  return codec;
+}
+
+// One group per block and channel, and per token and head: fewer scales, shorter window.
+Codec KiviG64(std::string name, int k_bits, int v_bits) {
+  Codec codec = Kivi(std::move(name), k_bits, v_bits);
+  codec.k_group_tokens = 64;
+  codec.v_group_channels = 128;
+  codec.window.recent = 64;
+  return codec;
+}
+
+struct Parameter {
+  absl::string_view key;
+  absl::string_view allowed;
+};
+
+constexpr std::array kParameters = {
+    Parameter{"sinks", "0..4096"},        Parameter{"recent", "0..1048576"},
+    Parameter{"raw", "fp16, bf16"},       Parameter{"k_bits", "1, 2, 3, 4, 8"},
+    Parameter{"v_bits", "1, 2, 3, 4, 8"}, Parameter{"k_group", "32, 64"},
+    Parameter{"v_group", "32, 64, 128"},  Parameter{"layer.N", "K/V with bits of 1, 2, 3, 4, 8"},
+};
+
+absl::Status BadParameter(absl::string_view codec, absl::string_view key, absl::string_view value,
+                          absl::string_view allowed) {
+  return absl::InvalidArgumentError(absl::StrCat("codec ", codec, ": parameter ", key, "=", value,
+                                                 " is not valid, allowed: ", allowed));
+}
+
+absl::Status ScalarOnly(const Codec& codec, absl::string_view key) {
+  if (codec.kind == BlockKind::kScalar) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codec ", codec.name, ": parameter ", key,
+                                                 " is for codecs with codes (kivi-*) only"));
+}
+
+// "8/4" -> K 8 bits, V 4 bits.
+bool ParseBitsPair(absl::string_view text, LayerOverride& bits) {
+  const std::pair<absl::string_view, absl::string_view> sides =
+      absl::StrSplit(text, absl::MaxSplits('/', 1));
+  return absl::SimpleAtoi(sides.first, &bits.k_bits) &&
+         absl::SimpleAtoi(sides.second, &bits.v_bits) && format::IsBits(bits.k_bits) &&
+         format::IsBits(bits.v_bits);
+}
+
+absl::Status SetLayer(Codec& codec, absl::string_view key, absl::string_view value) {
+  int layer = -1;
+  LayerOverride bits;
+  if (!absl::SimpleAtoi(key.substr(6), &layer) || layer < 0 || layer > kMaxLayer) {
+    return BadParameter(codec.name, key, value, "layer.0 .. layer.4095");
+  }
+  if (!ParseBitsPair(value, bits)) {
+    return BadParameter(codec.name, key, value, kParameters.back().allowed);
+  }
+  codec.layers[layer] = bits;
+  return absl::OkStatus();
+}
+
+absl::Status SetParameter(Codec& codec, absl::string_view key, absl::string_view value) {
+  const bool is_layer = absl::StartsWith(key, "layer.");
+  if (is_layer || (key != "sinks" && key != "recent" && key != "raw")) {
+    const auto known = std::find_if(kParameters.begin(), kParameters.end(),
+                                    [&](const Parameter& p) { return p.key == key; });
+    if (!is_layer && known == kParameters.end()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "codec ", codec.name, ": unknown parameter '", key,
+          "', known: ", absl::StrJoin(kParameters, ", ", [](std::string* out, const Parameter& p) {
+            absl::StrAppend(out, p.key);
+          })));
+    }
+    KVF_RETURN_IF_ERROR(ScalarOnly(codec, key));
+  }
+  if (is_layer) return SetLayer(codec, key, value);
+  if (key == "raw") {
+    if (value != "fp16" && value != "bf16") {
+      return BadParameter(codec.name, key, value, "fp16, bf16");
+    }
+    const Raw16 type = value == "fp16" ? Raw16::kFp16 : Raw16::kBf16;
+    if (codec.kind == BlockKind::kRaw16 && type != codec.raw_type) {
+      return BadParameter(codec.name, key, value, "its own type; use the codec of that name");
+    }
+    codec.raw_type = type;
+    return absl::OkStatus();
+  }
+  int number = -1;
+  const bool parsed = absl::SimpleAtoi(value, &number);
+  for (const Parameter& parameter : kParameters) {
+    if (parameter.key != key) continue;
+    const bool ok = parsed && (key == "sinks"     ? number >= 0 && number <= kMaxSinks
+                               : key == "recent"  ? number >= 0 && number <= kMaxRecent
+                               : key == "k_group" ? IsKGroup(number)
+                               : key == "v_group" ? IsVGroup(number)
+                                                  : format::IsBits(number));
+    if (!ok) return BadParameter(codec.name, key, value, parameter.allowed);
+  }
+  if (key == "sinks") codec.window.sinks = number;
+  if (key == "recent") codec.window.recent = number;
+  if (key == "k_bits") codec.k_bits = number;
+  if (key == "v_bits") codec.v_bits = number;
+  if (key == "k_group") codec.k_group_tokens = number;
+  if (key == "v_group") codec.v_group_channels = number;
+  return absl::OkStatus();
+}
+
+// The base name and what differs from it, in one order.
+std::string CanonicalName(const Codec& base, const Codec& codec) {
+  std::vector<std::string> parts;
+  const auto add = [&](absl::string_view key, int was, int is) {
+    if (was != is) parts.push_back(absl::StrCat(key, "=", is));
+  };
+  add("sinks", base.window.sinks, codec.window.sinks);
+  add("recent", base.window.recent, codec.window.recent);
+  if (base.raw_type != codec.raw_type) {
+    parts.push_back(codec.raw_type == Raw16::kFp16 ? "raw=fp16" : "raw=bf16");
+  }
+  add("k_bits", base.k_bits, codec.k_bits);
+  add("v_bits", base.v_bits, codec.v_bits);
+  add("k_group", base.k_group_tokens, codec.k_group_tokens);
+  add("v_group", base.v_group_channels, codec.v_group_channels);
+  for (const auto& [layer, bits] : codec.layers) {
+    parts.push_back(absl::StrCat("layer.", layer, "=", bits.k_bits, "/", bits.v_bits));
+  }
+  if (parts.empty()) return base.name;
+  return absl::StrCat(base.name, ":", absl::StrJoin(parts, ","));
+}
+
+// FNV-1a, 64 bit, over 32-bit little-endian fields.
+class FieldHash {
+ public:
+  void Add(std::uint32_t field) {
+    for (int i = 0; i < 4; ++i) {
+      hash_ = (hash_ ^ ((field >> (8 * i)) & 0xffu)) * 0x100000001b3u;
+    }
+  }
+  std::uint64_t value() const { return hash_; }
+
+ private:
+  std::uint64_t hash_ = 0xcbf29ce484222325u;
+};
+
+}  // namespace
+
+absl::Status BlockSpec::Validate() const {
+  if (!format::IsHeadDim(head_dim)) return BadSpec("head_dim", head_dim, "64, 96, 128 or 256");
+  if (kind == BlockKind::kInt8) return absl::OkStatus();
+  if (kind == BlockKind::kRaw16) {
+    if (raw_type == Raw16::kFp16 || raw_type == Raw16::kBf16) return absl::OkStatus();
+    return BadSpec("raw_type", static_cast<int>(raw_type), "1 (fp16) or 2 (bf16)");
+  }
+  if (kind != BlockKind::kScalar) {
+    return BadSpec("kind", static_cast<int>(kind), "1 (raw16), 2 (scalar) or 3 (int8)");
+  }
+  if (!format::IsBits(k_bits)) return BadSpec("k_bits", k_bits, "1, 2, 3, 4 or 8");
+  if (!format::IsBits(v_bits)) return BadSpec("v_bits", v_bits, "1, 2, 3, 4 or 8");
+  if (!IsKGroup(k_group_tokens)) return BadSpec("k_group_tokens", k_group_tokens, "32 or 64");
+  if (!IsVGroup(v_group_channels) || head_dim % v_group_channels != 0) {
+    return BadSpec("v_group_channels", v_group_channels, "32, 64 or 128 and a divisor of head_dim");
+  }
+  return absl::OkStatus();
+}
+
+std::size_t BlockBytes(const BlockSpec& spec) {
+  switch (spec.kind) {
+    case BlockKind::kRaw16:
+      return format::Raw16Block(spec.head_dim).bytes;
+    case BlockKind::kInt8:
+      return format::Int8Block(spec.head_dim).bytes;
+    case BlockKind::kScalar:
+      break;
+  }
+  return format::ScalarBlock(spec.head_dim, spec.k_bits, spec.v_bits, spec.k_group_tokens,
+                             spec.v_group_channels)
+      .bytes;
+}
+
+absl::StatusOr<BlockSpec> Codec::ForLayer(int layer, int head_dim) const {
+  BlockSpec spec;
+  spec.kind = kind;
+  spec.head_dim = head_dim;
+  if (kind == BlockKind::kRaw16) spec.raw_type = raw_type;
+  if (kind == BlockKind::kScalar) {
+    const auto found = layers.find(layer);
+    spec.k_bits = found == layers.end() ? k_bits : found->second.k_bits;
+    spec.v_bits = found == layers.end() ? v_bits : found->second.v_bits;
+    spec.k_group_tokens = k_group_tokens;
+    spec.v_group_channels = v_group_channels;
+    // The largest group that fits: 128 becomes 64 at head_dim 64 and 32 at head_dim 96.
+    while (spec.v_group_channels > 32 && head_dim % spec.v_group_channels != 0) {
+      spec.v_group_channels /= 2;
+    }
+  }
+  KVF_RETURN_IF_ERROR(spec.Validate());
+  return spec;
+}
+
+std::uint64_t Codec::Hash() const {
+  FieldHash hash;
+  const std::array fields = {static_cast<int>(version),
+                             static_cast<int>(kind),
+                             static_cast<int>(raw_type),
+                             k_bits,
+                             v_bits,
+                             k_group_tokens,
+                             v_group_channels,
+                             window.sinks,
+                             window.recent,
+                             static_cast<int>(layers.size())};
+  for (const int field : fields) hash.Add(static_cast<std::uint32_t>(field));
+  for (const auto& [layer, bits] : layers) {
+    hash.Add(static_cast<std::uint32_t>(layer));
+    hash.Add(static_cast<std::uint32_t>(bits.k_bits));
+    hash.Add(static_cast<std::uint32_t>(bits.v_bits));
+  }
+  return hash.value();
+}
+
+double Codec::BitsPerValue(int head_dim) const {
+  const absl::StatusOr<BlockSpec> spec = ForLayer(-1, head_dim);
+  if (!spec.ok()) return 0;
+  return 8.0 * static_cast<double>(BlockBytes(*spec)) / (2.0 * kBlockTokens * head_dim);
+}
+
+std::vector<Codec> RegisteredCodecs() {
+  return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
+          Plain("bf16", BlockKind::kRaw16, Raw16::kBf16),
+          Plain("int8", BlockKind::kInt8, Raw16::kFp16),
+          Kivi("kivi-4", 4, 4),
+          Kivi("kivi-2", 2, 2),
+          Kivi("kivi-k4v2", 4, 2),
+          KiviG64("kivi-4-g64", 4, 4),
+          KiviG64("kivi-2-g64", 2, 2),
+          KiviG64("kivi-k4v2-g64", 4, 2)};
+}
+
+absl::StatusOr<Codec> FindCodec(std::string_view name) {
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(ToAbsl(name), absl::MaxSplits(':', 1));
+  const std::vector<Codec> codecs = RegisteredCodecs();
+  const auto base = std::find_if(codecs.begin(), codecs.end(),
+                                 [&](const Codec& codec) { return parts.first == codec.name; });
+  if (base == codecs.end()) {
+    return absl::NotFoundError(absl::StrCat(
+        "unknown codec '", parts.first,
+        "', known: ", absl::StrJoin(codecs, ", ", [](std::string* out, const Codec& codec) {
+          *out += codec.name;
+        })));
+  }
+  Codec codec = *base;
+  for (const absl::string_view parameter : absl::StrSplit(parts.second, ',', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> setting =
+        absl::StrSplit(parameter, absl::MaxSplits('=', 1));
+    KVF_RETURN_IF_ERROR(SetParameter(codec, setting.first, setting.second));
+  }
+  // An override that changes nothing is not part of the codec: names and hashes stay unique.
+  std::erase_if(codec.layers, [&](const auto& entry) {
+    return entry.second == LayerOverride{codec.k_bits, codec.v_bits};
+  });
+  codec.name = CanonicalName(*base, codec);
+  return codec;
+}
+
+}  // namespace kvferry::codec

@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kvcodec/half.h"
+
+// The quantizer of docs/format.md on one group, in fp32 with every operation rounded on its own.
+namespace kvferry::codec::cpu {
+
+struct GroupScale {
+  std::uint16_t scale = 0;  // fp16, never negative, never -0
+  std::uint16_t min = 0;    // fp16, never -0
+  float min_value = 0;
+  float inverse = 0;  // 0 when the scale is 0: every code is then 0
+  bool fits = false;  // false: outside fp16
+};
+
+inline GroupScale MakeGroupScale(float low, float high, float levels) {
+  GroupScale group;
+  group.min = HalfFromFloat(low);
+  if (group.min == 0x8000u) group.min = 0;
+  if (!HalfIsFinite(group.min)) return group;
+  group.min_value = FloatFromHalf(group.min);
+  group.scale = HalfFromFloat((high - group.min_value) / levels);
+  if ((group.scale & 0x8000u) != 0) group.scale = 0;  // the rounded min lies above the max
+  if (!HalfIsFinite(group.scale)) return group;
+  group.inverse = group.scale == 0 ? 0.0f : 1.0f / FloatFromHalf(group.scale);
+  group.fits = true;
+  return group;
+}
+
+inline std::uint8_t MakeCode(float value, const GroupScale& group, float levels) {
+  const float code = std::nearbyint((value - group.min_value) * group.inverse);
+  return static_cast<std::uint8_t>(code < 0.0f ? 0.0f : code > levels ? levels : code);
+}
+
+// int8 blocks: symmetric, one scale per token.
+struct Int8Scale {
+  std::uint16_t scale = 0;
+  float inverse = 0;
+  bool fits = false;
+};
+
+inline Int8Scale MakeInt8Scale(float largest) {
+  Int8Scale token;
+  token.scale = HalfFromFloat(largest / 127.0f);
+  if (!HalfIsFinite(token.scale)) return token;
+  token.inverse = token.scale == 0 ? 0.0f : 1.0f / FloatFromHalf(token.scale);
+  token.fits = true;
+  return token;
+}
+
+inline std::int8_t MakeInt8Code(float value, const Int8Scale& token) {
+  const float code = std::nearbyint(value * token.inverse);
+  return static_cast<std::int8_t>(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
+}
+
+}  // namespace kvferry::codec::cpu

@@ -1,0 +1,245 @@
+#include <cmath>
+#include <functional>
+
+#include "gmock/gmock.h"
+#include "kvcodec/code_io.h"
+#include "kvcodec/format.h"
+#include "tests/kvcodec/kv_samples.h"
+
+// One contract for the scalar reference and for SIMD.
+namespace kvferry::codec {
+namespace {
+
+using testing::HasSubstr;
+
+class QuantizeTest : public testing::TestWithParam<bool> {
+ protected:
+  std::unique_ptr<Backend> backend_ = MakeBackend(GetParam());
+};
+INSTANTIATE_TEST_SUITE_P(Backends, QuantizeTest, testing::Bool(),
+                         [](const auto& info) { return info.param ? "Scalar" : "Simd"; });
+
+std::vector<std::byte> Bytes(const Backend& backend, const KvView& kv, const BlockSpec& spec) {
+  GuardedPage page(PageBytes(spec, kv.kv_heads));
+  const absl::Status status = backend.Quantize(kv, spec, {}, page.span());
+  EXPECT_TRUE(status.ok()) << status << " " << SpecName(spec);
+  page.Check();
+  return {page.span().begin(), page.span().end()};
+}
+
+// Half a scale, and what the fp16 rounding of scale and min can add: the top code reaches
+// levels * 2^-11 of the scale short, and values below the rounded min are clamped.
+void ExpectClose(const std::vector<float>& got, const PlainHead& want, const BlockSpec& spec,
+                 bool is_v) {
+  const std::vector<float>& exact = is_v ? want.v : want.k;
+  const int bits = is_v ? spec.v_bits : spec.k_bits;
+  const auto levels = static_cast<float>((1 << bits) - 1);
+  const int d = spec.head_dim;
+  for (int token = 0; token < 64; ++token) {
+    for (int channel = 0; channel < d; ++channel) {
+      const int tokens = is_v ? 1 : spec.k_group_tokens;
+      const int channels = is_v ? spec.v_group_channels : 1;
+      float low = INFINITY, high = -INFINITY;
+      for (int t = token / tokens * tokens; t < token / tokens * tokens + tokens; ++t) {
+        for (int c = channel / channels * channels; c < channel / channels * channels + channels;
+             ++c) {
+          low = std::min(low, exact[t * d + c]);
+          high = std::max(high, exact[t * d + c]);
+        }
+      }
+      const float scale = (high - low) / levels;
+      const float bound = scale * (0.5f + levels * 0x1p-11f) + std::fabs(low) * 0x1p-10f + 0x1p-24f;
+      ASSERT_NEAR(got[token * d + channel], exact[token * d + channel], bound)
+          << SpecName(spec) << (is_v ? " V" : " K") << " token " << token << " channel " << channel;
+    }
+  }
+}
+
+TEST_P(QuantizeTest, DequantizedValuesLieWithinHalfAScale) {
+  for (const int bits : {1, 2, 3, 4, 8}) {
+    for (const BlockSpec& spec : AllScalarSpecs(bits, bits)) {
+      for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
+        const KvSample kv = MakeKv(1, 64, spec.head_dim, type, 7);
+        const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+        std::vector<float> k(64 * spec.head_dim), v(k.size());
+        ASSERT_TRUE(backend_->Dequantize(page, spec, 1, k, v).ok());
+        PlainHead exact;
+        AppendRaw(kv.view, 0, exact);
+        ExpectClose(k, exact, spec, false);
+        ExpectClose(v, exact, spec, true);
+      }
+    }
+  }
+}
+
+TEST_P(QuantizeTest, KAndVBitsAreIndependent) {
+  for (const int k_bits : {1, 2, 3, 4, 8}) {
+    for (const int v_bits : {1, 2, 3, 4, 8}) {
+      const BlockSpec spec = ScalarSpec(128, k_bits, v_bits, 64, 128);
+      const BlockSpec only_k = ScalarSpec(128, k_bits, k_bits, 64, 128);
+      const KvSample kv = MakeKv(1, 64, 128, Raw16::kFp16, 9);
+      const std::vector<std::byte> mixed = Bytes(*backend_, kv.view, spec);
+      const std::vector<std::byte> same = Bytes(*backend_, kv.view, only_k);
+      const int k_bytes = format::ScalarBlock(128, k_bits, v_bits, 64, 128).v_codes;
+      EXPECT_TRUE(std::equal(mixed.begin(), mixed.begin() + k_bytes, same.begin()));
+    }
+  }
+}
+
+TEST_P(QuantizeTest, Raw16KeepsTheBitsAndInt8TheLargestValue) {
+  for (const int head_dim : {64, 96, 128, 256}) {
+    const KvSample kv = MakeKv(3, 64, head_dim, Raw16::kBf16, 5);
+    const BlockSpec raw = {
+        .kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = head_dim};
+    const std::vector<std::byte> page = Bytes(*backend_, kv.view, raw);
+    for (int head = 0; head < 3; ++head) {
+      const std::byte* block = page.data() + head * BlockBytes(raw);
+      const std::size_t side = std::size_t{64} * head_dim;
+      EXPECT_EQ(std::memcmp(block, kv.k.data() + head * side, side * 2), 0);
+      EXPECT_EQ(std::memcmp(block + side * 2, kv.v.data() + head * side, side * 2), 0);
+    }
+    const BlockSpec int8 = {.kind = BlockKind::kInt8, .head_dim = head_dim};
+    const std::vector<std::byte> codes = Bytes(*backend_, kv.view, int8);
+    std::vector<float> k(std::size_t{3} * 64 * head_dim), v(k.size());
+    ASSERT_TRUE(backend_->Dequantize(codes, int8, 3, k, v).ok());
+    for (std::size_t i = 0; i < k.size(); ++i) {
+      ASSERT_NEAR(k[i], FloatFromBf16(kv.k[i]), 0.12f);
+      ASSERT_NEAR(v[i], FloatFromBf16(kv.v[i]), 0.03f);
+    }
+  }
+}
+
+TEST_P(QuantizeTest, HeadsAndStridesAreHonoured) {
+  // Tokens outside, heads inside: [tokens, kv_heads, head_dim].
+  const int heads = 3, d = 64;
+  KvSample kv = MakeKv(1, 64 * heads, d, Raw16::kFp16, 3);
+  kv.view.kv_heads = heads;
+  kv.view.tokens = 64;
+  kv.view.head_stride = d;
+  kv.view.token_stride = heads * d;
+  const BlockSpec spec = ScalarSpec(d, 4, 4, 64, 64);
+  const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+  for (int head = 0; head < heads; ++head) {
+    KvView one = kv.view;
+    one.kv_heads = 1;
+    one.k += head * d;
+    one.v += head * d;
+    const std::vector<std::byte> block = Bytes(*backend_, one, spec);
+    EXPECT_TRUE(std::equal(block.begin(), block.end(), page.begin() + head * BlockBytes(spec)));
+  }
+}
+
+TEST_P(QuantizeTest, ConstantGroupsAndZerosHaveOneForm) {
+  for (const float value : {0.0f, -0.0f, 1.5f, -3e-7f, 1e-40f}) {
+    for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
+      const BlockSpec spec = ScalarSpec(64, 2, 4, 32, 32);
+      KvSample kv = MakeKv(1, 64, 64, type, 1);
+      std::fill(kv.k.begin(), kv.k.end(), ToRaw16(type, value));
+      std::fill(kv.v.begin(), kv.v.end(), ToRaw16(type, value));
+      const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+      const format::ScalarLayout at = format::ScalarBlock(64, 2, 4, 32, 32);
+      for (int i = at.k_codes; i < at.k_scale; ++i) EXPECT_EQ(page[i], std::byte{0});
+      for (int i = 0; i < 128; ++i) {
+        EXPECT_EQ(LoadU16(page.data() + at.k_scale, i), 0) << value;
+        EXPECT_NE(LoadU16(page.data() + at.k_min, i), 0x8000) << value;
+        EXPECT_NE(LoadU16(page.data() + at.v_min, i), 0x8000) << value;
+      }
+    }
+  }
+}
+
+struct Bad {
+  const char* what;
+  float value;
+  bool in_v;
+  int head, token, channel;
+  std::string error;
+};
+
+TEST_P(QuantizeTest, WhatCannotBeStoredIsNamed) {
+  const BlockOrigin origin = {.layer = 3, .kv_head_begin = 8, .token_begin = 1000};
+  const std::vector<Bad> cases = {
+      {"NaN in K", NAN, false, 1, 5, 77, "layer 3, head 9, K, token 1005, channel 77"},
+      {"Inf in K", INFINITY, false, 0, 63, 0, "layer 3, head 8, K, token 1063, channel 0"},
+      {"NaN in V", NAN, true, 1, 0, 127, "layer 3, head 9, V, token 1000, channel 127"},
+      {"-Inf in V", -INFINITY, true, 0, 31, 3, "layer 3, head 8, V, token 1031, channel 3"},
+      {"min of K", -1e5f, false, 1, 9, 50, "layer 3, head 9, K, channel 50: the scale"},
+      {"scale of V", 3e38f, true, 1, 9, 50, "layer 3, head 9, V, token 1009: the scale"},
+  };
+  for (const Bad& bad : cases) {
+    for (const BlockSpec& spec :
+         {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
+          BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
+          BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
+      // int8 and raw16 take values that fp16 scales of KVB cannot express.
+      if (spec.kind != BlockKind::kScalar && std::isfinite(bad.value)) continue;
+      KvSample kv = MakeKv(2, 64, 128, Raw16::kBf16, 2);
+      std::vector<std::uint16_t>& side = bad.in_v ? kv.v : kv.k;
+      side[(bad.head * 64 + bad.token) * 128 + bad.channel] = ToRaw16(Raw16::kBf16, bad.value);
+      if (std::isnan(bad.value)) {
+        side[(bad.head * 64 + bad.token) * 128 + bad.channel] = 0x7fc1;
+      }
+      GuardedPage page(PageBytes(spec, 2));
+      const absl::Status status = backend_->Quantize(kv.view, spec, origin, page.span());
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad.what << SpecName(spec);
+      EXPECT_THAT(std::string(status.message()), HasSubstr(bad.error)) << bad.what;
+      page.Check();
+    }
+  }
+}
+
+TEST_P(QuantizeTest, WrongShapesAreRefused) {
+  const BlockSpec spec = ScalarSpec(64, 4, 4, 64, 64);
+  KvSample kv = MakeKv(2, 64, 64, Raw16::kFp16, 4);
+  GuardedPage page(PageBytes(spec, 2));
+  const auto expect_refused = [&](const KvView& view, const BlockSpec& with,
+                                  std::span<std::byte> out) {
+    EXPECT_EQ(backend_->Quantize(view, with, {}, out).code(), absl::StatusCode::kInvalidArgument);
+  };
+  expect_refused(kv.view.Tokens(0, 63), spec, page.span());
+  expect_refused(kv.view, spec, page.span().subspan(128));
+  expect_refused(kv.view, ScalarSpec(128, 4, 4, 64, 64), page.span());
+  expect_refused(kv.view, ScalarSpec(64, 5, 4, 64, 64), page.span());
+  expect_refused(kv.view, {.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 64},
+                 page.span());
+  KvView null_view = kv.view;
+  null_view.v = nullptr;
+  expect_refused(null_view, spec, page.span());
+  GuardedPage larger(PageBytes(spec, 2) + 128);
+  expect_refused(kv.view, spec, larger.span().subspan(64, PageBytes(spec, 2)));
+  std::vector<float> k(2 * 64 * 64), v(k.size());
+  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, 1, k, v).ok());
+  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, 2, std::span(k).subspan(1), v).ok());
+}
+
+// SIMD and scalar agree on every byte, on ordinary and on awkward values.
+TEST(QuantizeBytesTest, SimdWritesTheBytesOfTheReference) {
+  const std::unique_ptr<Backend> scalar = MakeBackend(true), simd = MakeBackend(false);
+  const std::vector<std::function<float(std::mt19937&)>> sources = {
+      [](std::mt19937& r) { return std::normal_distribution<float>()(r); },
+      [](std::mt19937& r) { return std::normal_distribution<float>()(r) * 5e3f; },
+      [](std::mt19937& r) { return std::normal_distribution<float>()(r) * 3e-7f; },
+      [](std::mt19937& r) { return std::normal_distribution<float>()(r) * 1e-5f; },
+      [](std::mt19937& r) { return static_cast<float>(static_cast<int>(r() % 3) - 1); },
+      [](std::mt19937& r) { return r() % 2 == 0 ? 0.0f : -0.0f; },
+      [](std::mt19937& r) { return r() % 50 == 0 ? 9e3f : 1.0f; },
+  };
+  for (const int bits : {1, 2, 3, 4, 8}) {
+    std::vector<BlockSpec> specs = AllScalarSpecs(bits, bits);
+    specs.push_back({.kind = BlockKind::kInt8, .head_dim = 96});
+    for (const BlockSpec& spec : specs) {
+      for (std::size_t source = 0; source < sources.size(); ++source) {
+        const Raw16 type = (source + bits) % 2 == 0 ? Raw16::kFp16 : Raw16::kBf16;
+        std::mt19937 random(static_cast<std::uint32_t>(source * 100 + bits));
+        KvSample kv = MakeKv(1, 64, spec.head_dim, type, 1);
+        for (std::uint16_t& value : kv.k) value = ToRaw16(type, sources[source](random));
+        for (std::uint16_t& value : kv.v) value = ToRaw16(type, sources[source](random));
+        ASSERT_EQ(Bytes(*simd, kv.view, spec), Bytes(*scalar, kv.view, spec))
+            << SpecName(spec) << " source " << source;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::codec

@@ -7,7 +7,9 @@ namespace {
 
 class SteadyClock : public Clock {
  public:
-  MonoTime Now() const override { return absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch()); }
+  MonoTime Now() const override {
+    return absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
+  }
 };
 
 }  // namespace

@@ -9,7 +9,8 @@
 // Little-endian integers at byte offsets. The caller has checked that they are inside.
 namespace kvferry {
 
-static_assert(std::endian::native == std::endian::little, "a big-endian host needs byte swaps here, and only here");
+static_assert(std::endian::native == std::endian::little,
+              "a big-endian host needs byte swaps here, and only here");
 
 template <std::integral T>
 void StoreLittle(std::span<std::byte> bytes, std::size_t offset, T value) {

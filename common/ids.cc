@@ -26,7 +26,8 @@ TransferId TransferId::Random() {
 }
 
 absl::StatusOr<TransferId> TransferId::FromHex(std::string_view hex) {
-  if (hex.size() != 32 || hex.find_first_not_of("0123456789abcdefABCDEF") != std::string_view::npos) {
+  if (hex.size() != 32 ||
+      hex.find_first_not_of("0123456789abcdefABCDEF") != std::string_view::npos) {
     return absl::InvalidArgumentError("transfer id: want 32 hex digits");
   }
   return FromBytes(absl::HexStringToBytes(ToAbsl(hex)));
@@ -43,7 +44,9 @@ absl::StatusOr<TransferId> TransferId::FromBytes(std::string_view raw) {
 
 std::string TransferId::ToHex() const { return absl::BytesToHexString(ToBytes()); }
 
-std::string TransferId::ToBytes() const { return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()); }
+std::string TransferId::ToBytes() const {
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
 
 std::uint64_t RandomId64() {
   std::uint64_t id = 0;

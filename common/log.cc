@@ -13,7 +13,8 @@ namespace {
 
 spdlog::logger& Logger() {
   static const std::shared_ptr<spdlog::logger> logger = [] {
-    auto made = std::make_shared<spdlog::logger>("kvferry", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+    auto made = std::make_shared<spdlog::logger>(
+        "kvferry", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
     made->set_pattern("%Y-%m-%dT%H:%M:%S.%e %L %v");
     made->flush_on(spdlog::level::debug);
     return made;
@@ -41,7 +42,9 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::err;
 }
 
-bool NeedsQuotes(const std::string& value) { return value.empty() || value.find_first_of(" \"\n=") != std::string::npos; }
+bool NeedsQuotes(const std::string& value) {
+  return value.empty() || value.find_first_of(" \"\n=") != std::string::npos;
+}
 
 void AppendValue(std::string& line, const std::string& value) {
   if (!NeedsQuotes(value)) {
@@ -74,16 +77,18 @@ void Log(LogLevel level, std::string_view event, std::initializer_list<LogField>
 }
 
 absl::Status SetLogLevel(std::string_view level) {
-  for (const auto& [name, value] : {std::pair<std::string_view, spdlog::level::level_enum>{"debug", spdlog::level::debug},
-                                    {"info", spdlog::level::info},
-                                    {"warning", spdlog::level::warn},
-                                    {"error", spdlog::level::err}}) {
+  for (const auto& [name, value] :
+       {std::pair<std::string_view, spdlog::level::level_enum>{"debug", spdlog::level::debug},
+        {"info", spdlog::level::info},
+        {"warning", spdlog::level::warn},
+        {"error", spdlog::level::err}}) {
     if (name == level) {
       Logger().set_level(value);
       return absl::OkStatus();
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat("log.level: '", ToAbsl(level), "' is not debug, info, warning or error"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("log.level: '", ToAbsl(level), "' is not debug, info, warning or error"));
 }
 
 void SetLogName(std::string_view name) { LineName() = std::string(name); }

@@ -14,6 +14,7 @@ namespace kvferry::cache {
 // -> free and granted -> quarantined -> free. Nothing else.
 enum class PageState : std::uint8_t { kFree, kGranted, kFilled, kPublished, kQuarantined };
 inline constexpr int kPageStates = 5;
+bool IsLegalTransition(PageState from, PageState to);
 
 // A row is one 64-token range of one sequence: one page in each layer, all at this index. Rows are
 // what is reserved, since every sequence needs the same number of pages in every layer; states are
@@ -51,7 +52,10 @@ class BlockPool {
 
  private:
   BlockPool(int layers, std::uint32_t rows);
-  absl::Status Move(RowIdx row, int layer, PageState from, PageState to);
+  absl::Status Check(RowIdx row, int layer, PageState to) const;
+  void Set(RowIdx row, int layer, PageState to);
+  absl::Status MoveRow(RowIdx row, PageState to);  // all layers or none
+  PageState AbortedState(RowIdx row, int layer) const;
 
   int layers_;
   std::vector<PageState> states_;  // [row][layer]

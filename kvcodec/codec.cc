@@ -278,6 +278,17 @@ std::vector<Codec> RegisteredCodecs() {
           KiviG64("kivi-k4v2-g64", 4, 2)};
 }
 
+std::uint64_t RegistryHash() {
+  FieldHash hash;
+  for (const Codec& codec : RegisteredCodecs()) {
+    for (const char c : codec.name) hash.Add(static_cast<unsigned char>(c));
+    const std::uint64_t bytes = codec.Hash();
+    hash.Add(static_cast<std::uint32_t>(bytes));
+    hash.Add(static_cast<std::uint32_t>(bytes >> 32));
+  }
+  return hash.value();
+}
+
 absl::StatusOr<Codec> FindCodec(std::string_view name) {
   const std::pair<absl::string_view, absl::string_view> parts =
       absl::StrSplit(ToAbsl(name), absl::MaxSplits(':', 1));

@@ -92,5 +92,7 @@ inline constexpr std::string_view kDefaultCodec = "kivi-4-g64";
 absl::StatusOr<Codec> FindCodec(std::string_view name);
 // All registered codecs, in the order in which to list them.
 std::vector<Codec> RegisteredCodecs();
+// Of all registered names and hashes: `codecs_hash` of the fingerprint.
+std::uint64_t RegistryHash();
 
 }  // namespace kvferry::codec

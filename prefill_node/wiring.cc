@@ -1,0 +1,272 @@
+#include "prefill_node/wiring.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/config_loader.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "common/string_view.h"
+#include "kvcodec/cpu/cpu_backend.h"
+#include "prefill_node/config.h"
+#include "prefill_node/convert.h"
+#include "prefill_node/engine.h"
+#include "prefill_node/handshake.h"
+#include "prefill_node/service.h"
+#include "rpc/credentials.h"
+#include "rpc/fingerprint.h"
+#include "rpc/registry_client.h"
+#include "rpc/server.h"
+#include "transport/ucx/ucx_transport.h"
+
+namespace kvferry::prefill {
+namespace {
+
+// Calls that end by themselves when the engine fails their jobs.
+constexpr absl::Duration kServerGrace = absl::Seconds(1);
+
+TransportFactory UcxFactory(const v1::TransportConfig& config) {
+  transport::UcxOptions options;
+  options.settings = {config.ucx().begin(), config.ucx().end()};
+  options.net_device = config.net_device();
+  options.heartbeat_interval = ToDuration("", config.heartbeat_interval()).value();
+  options.silence_limit = ToDuration("", config.silence_limit()).value();
+  options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
+  return
+      [options](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) mutable {
+        options.incarnation = static_cast<std::uint64_t>(incarnation);
+        return transport::CreateUcxTransport(options, sink, clock);
+      };
+}
+
+v1::Fingerprint MakeFingerprint(const model::Model& model, const std::string& model_name) {
+  const model::ModelConfig& config = model.config();
+  v1::Fingerprint fingerprint;
+  fingerprint.set_wire_version(transport::kWireMajor);
+  fingerprint.set_model_name(model_name);
+  fingerprint.set_weights_hash(model.weights_hash());
+  fingerprint.set_layers(config.layers);
+  fingerprint.set_kv_heads(config.kv_heads);
+  fingerprint.set_head_dim(config.head_dim);
+  fingerprint.set_rope_hash(config.RopeHash());
+  fingerprint.set_vocabulary(config.vocabulary);
+  fingerprint.set_tensor_parallel(1);
+  fingerprint.set_codecs_hash(codec::RegistryHash());
+  rpc::SealFingerprint(fingerprint);
+  return fingerprint;
+}
+
+// The registered codecs that the backend has for every layer of this model.
+std::vector<std::string> CodecNames(const codec::Backend& backend,
+                                    const model::ModelConfig& config) {
+  std::vector<std::string> names;
+  for (const codec::Codec& codec : codec::RegisteredCodecs()) {
+    const absl::StatusOr<codec::BlockSpec> spec = codec.ForLayer(0, config.head_dim);
+    if (spec.ok() && backend.Supports(*spec).ok()) names.push_back(codec.name);
+  }
+  return names;
+}
+
+absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source) {
+  return model::Model::Load({.path = source.path(),
+                             .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
+                                                                   : model::ComputeType::kFp32,
+                             .threads = static_cast<int>(source.threads())});
+}
+
+// Members stand in the order in which they must outlive each other; Shutdown stops them in reverse.
+class Node final : public PrefillNode {
+ public:
+  explicit Node(v1::PrefillConfig config) : config_(std::move(config)) {}
+  ~Node() override { Shutdown(); }
+
+  absl::Status Start(PrefillNodeParts parts) {
+    KVF_RETURN_IF_ERROR(StartMetrics());
+    KVF_RETURN_IF_ERROR(StartEngine(std::move(parts)));
+    KVF_RETURN_IF_ERROR(StartServer());
+    return Attach();
+  }
+
+  const std::string& address() const override { return server_->address(); }
+  Incarnation incarnation() const override { return incarnation_; }
+
+  void Drain() override {
+    engine_->StartDraining();
+    if (server_ != nullptr) server_->SetServing(false);
+    Log(LogLevel::kInfo, "draining", {{"name", config_.worker().name()}});
+  }
+
+  bool WaitIdle(absl::Duration limit) const override {
+    const MonoTime end = clock_.Now() + limit;
+    return engine_->WaitIdle(limit) &&
+           data_plane_->WaitIdle(std::max(end - clock_.Now(), absl::ZeroDuration()));
+  }
+
+  void Shutdown() override {
+    if (stopped_) return;
+    stopped_ = true;
+    if (registry_ != nullptr) registry_->Leave();
+    if (server_ != nullptr) server_->SetServing(false);
+    if (handshaker_ != nullptr) handshaker_->Stop();
+    if (engine_ != nullptr) engine_->Stop();
+    if (server_ != nullptr) server_->Shutdown(kServerGrace);
+    registry_.reset();
+    // Aborts reach the receivers before the connection closes.
+    if (data_plane_ != nullptr) {
+      data_plane_->WaitIdle(kServerGrace);
+      data_plane_->Stop();
+    }
+  }
+
+ private:
+  absl::Status StartMetrics() {
+    metrics_ = Metrics::Create();
+    if (config_.metrics().listen_address().empty()) return absl::OkStatus();
+    return metrics_->Serve(config_.metrics().listen_address());
+  }
+
+  absl::Status StartEngine(PrefillNodeParts parts) {
+    KVF_ASSIGN_OR_RETURN(rpc::Credentials credentials, rpc::Credentials::Load(config_.tls()));
+    credentials_ = std::move(credentials);
+    model_ = std::move(parts.model);
+    if (model_ == nullptr) {
+      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model()));
+    }
+    fingerprint_ = MakeFingerprint(*model_, config_.model().name());
+    KVF_ASSIGN_OR_RETURN(backend_, codec::CreateCpuBackend({.threads = 1}));
+    SenderLimits limits;
+    limits.progress_limit = ToDuration("", config_.transport().progress_limit()).value();
+    KVF_ASSIGN_OR_RETURN(
+        data_plane_,
+        DataPlane::Create({.incarnation = incarnation_,
+                           .slot_bytes = config_.send_slot_bytes(),
+                           .slots = config_.send_slots(),
+                           .limits = limits},
+                          parts.transport ? parts.transport : UcxFactory(config_.transport()),
+                          clock_, *metrics_));
+    const std::string& required = config_.transport().required();
+    if (!required.empty() && required != data_plane_->label()) {
+      return absl::FailedPreconditionError(absl::StrCat("transport.required is \"", required,
+                                                        "\", but this machine gives \"",
+                                                        data_plane_->label(), "\""));
+    }
+    KVF_ASSIGN_OR_RETURN(engine_,
+                         Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
+                                         .max_queued_requests = config_.max_queued_requests()},
+                                        *model_, *backend_, *data_plane_, clock_, *metrics_));
+    handshaker_ = std::make_unique<Handshaker>(config_.worker().name(), fingerprint_, *credentials_,
+                                               *data_plane_);
+    return absl::OkStatus();
+  }
+
+  absl::Status StartServer() {
+    const model::ModelConfig& model = model_->config();
+    prefill_service_ = std::make_unique<PrefillService>(
+        PromptLimits{.vocabulary = model.vocabulary,
+                     .max_context_tokens = model.max_context_tokens},
+        *engine_, *handshaker_);
+    v1::GetStateResponse identity;
+    identity.set_name(config_.worker().name());
+    identity.set_role("prefill");
+    identity.set_incarnation(static_cast<std::uint64_t>(incarnation_));
+    *identity.mutable_fingerprint() = fingerprint_;
+    admin_service_ = std::make_unique<AdminService>(std::move(identity), *engine_, *data_plane_,
+                                                    clock_, *metrics_, [this] { Drain(); });
+    const std::array<grpc::Service*, 2> services = {prefill_service_.get(), admin_service_.get()};
+    KVF_ASSIGN_OR_RETURN(server_,
+                         rpc::Server::Start({.listen_address = config_.worker().listen_address()},
+                                            *credentials_, services));
+    server_->SetServing(true);
+    return absl::OkStatus();
+  }
+
+  absl::Status Attach() {
+    const v1::WorkerConfig& worker = config_.worker();
+    if (worker.router_addresses().empty()) return absl::OkStatus();
+    v1::Join join;
+    join.set_role(v1::WORKER_ROLE_PREFILL);
+    join.set_name(worker.name());
+    join.set_incarnation(static_cast<std::uint64_t>(incarnation_));
+    join.set_control_address(worker.advertise_address().empty() ? address()
+                                                                : worker.advertise_address());
+    *join.mutable_fingerprint() = fingerprint_;
+    for (std::string& name : CodecNames(*backend_, model_->config())) join.add_codecs(name);
+    join.set_max_context_tokens(model_->config().max_context_tokens);
+    join.add_transports(data_plane_->label());
+    rpc::RegistryClient::Callbacks callbacks;
+    callbacks.load = [this] {
+      v1::Load load;
+      FillLoad(engine_->load(), load);
+      return load;
+    };
+    callbacks.command = [this](const v1::RouterCommand& command) { Obey(command); };
+    callbacks.refused = [](const std::string& router, const absl::Status& why) {
+      Log(LogLevel::kError, "router_refused", {{"router", router}, {"why", why}});
+    };
+    registry_ = rpc::RegistryClient::Start(
+        {worker.router_addresses().begin(), worker.router_addresses().end()}, *credentials_,
+        std::move(join), std::move(callbacks));
+    return absl::OkStatus();
+  }
+
+  void Obey(const v1::RouterCommand& command) {
+    switch (command.command_case()) {
+      case v1::RouterCommand::kDrain:
+        Drain();
+        return;
+      case v1::RouterCommand::kRelease: {
+        const absl::StatusOr<TransferId> id =
+            ToTransferId("transfer_id", command.release().transfer_id());
+        if (!id.ok()) {
+          Log(LogLevel::kWarning, "release_refused", {{"why", id.status()}});
+          return;
+        }
+        engine_->Abort(*id, Epoch{command.release().epoch()},
+                       absl::CancelledError("released by the router"));
+        return;
+      }
+      case v1::RouterCommand::kPeers:
+        for (const v1::Peer& peer : command.peers().decode()) {
+          handshaker_->Ensure({.name = peer.name(),
+                               .control_address = peer.control_address(),
+                               .incarnation = Incarnation{peer.incarnation()}},
+                              [](const absl::Status&) {});  // logged where it failed
+        }
+        return;
+      default:
+        return;
+    }
+  }
+
+  const v1::PrefillConfig config_;
+  const Incarnation incarnation_{RandomId64()};
+  const Clock& clock_ = Clock::Steady();
+  v1::Fingerprint fingerprint_;
+  std::unique_ptr<Metrics> metrics_;
+  std::optional<rpc::Credentials> credentials_;
+  std::unique_ptr<model::Model> model_;
+  std::unique_ptr<codec::Backend> backend_;
+  std::unique_ptr<DataPlane> data_plane_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Handshaker> handshaker_;
+  std::unique_ptr<PrefillService> prefill_service_;
+  std::unique_ptr<AdminService> admin_service_;
+  std::unique_ptr<rpc::Server> server_;
+  std::unique_ptr<rpc::RegistryClient> registry_;
+  bool stopped_ = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PrefillNode>> PrefillNode::Create(v1::PrefillConfig config,
+                                                                 PrefillNodeParts parts) {
+  KVF_RETURN_IF_ERROR(CompleteConfig(config));
+  auto node = std::make_unique<Node>(std::move(config));
+  KVF_RETURN_IF_ERROR(node->Start(std::move(parts)));
+  return node;
+}
+
+}  // namespace kvferry::prefill

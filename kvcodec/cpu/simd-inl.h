@@ -1,0 +1,51 @@
+// Per-target include guard, as Highway wants it for headers that are compiled once per target.
+#if defined(KVFERRY_KVCODEC_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVFERRY_KVCODEC_CPU_SIMD_INL_H_
+#undef KVFERRY_KVCODEC_CPU_SIMD_INL_H_
+#else
+#define KVFERRY_KVCODEC_CPU_SIMD_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kvcodec/kv_view.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvferry::codec::cpu::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Loads that give fp32. A source is a type with Load(D df, index) over its own elements.
+template <Raw16 kType>
+struct Raw16Source {
+  const std::uint16_t* values;
+
+  template <class D>
+  HWY_INLINE hn::VFromD<D> Load(D df, std::int64_t index) const {
+    const hn::Rebind<std::uint16_t, D> d16;
+    const auto bits = hn::LoadU(d16, values + index);
+    if constexpr (kType == Raw16::kFp16) {
+      return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
+    } else {
+      const hn::RebindToUnsigned<D> d32;
+      return hn::BitCast(df, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+    }
+  }
+};
+
+struct Int8Source {
+  const std::int8_t* values;
+
+  template <class D>
+  HWY_INLINE hn::VFromD<D> Load(D df, std::int64_t index) const {
+    const hn::Rebind<std::int8_t, D> d8;
+    const hn::RebindToSigned<D> d32;
+    return hn::ConvertTo(df, hn::PromoteTo(d32, hn::LoadU(d8, values + index)));
+  }
+};
+
+}  // namespace kvferry::codec::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target guard

@@ -20,7 +20,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
 
-#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+#if !KVFERRY_SIMD_TARGET
 
 bool QuantizeBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
   return ReferenceOps().quantize(rows, spec, block);

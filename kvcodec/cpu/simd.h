@@ -9,6 +9,10 @@ namespace kvferry::codec::cpu {
 bool QuantizeSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
 void AttendRawSimd(const HeadRows& rows, int tokens, const QueryGroup& group,
                    const SoftmaxState& state);
+// Of kRaw16 and kInt8 blocks.
+void AttendPlainBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                           const SoftmaxState& state);
+// Of all kinds.
 void AttendBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
                       const SoftmaxState& state);
 

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
+
 namespace kvferry::model {
 
 // RoPE frequencies as Llama 3.1 changes them.
@@ -38,6 +40,8 @@ struct ModelConfig {
 
   // Of every field that changes a rotation.
   std::uint64_t RopeHash() const;
+  // kInvalidArgument: a field outside its range, or two that do not fit; names `path` and field.
+  absl::Status Validate(const std::string& path) const;
 };
 
 }  // namespace kvferry::model

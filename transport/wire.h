@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -49,6 +50,8 @@ void EncodeChunkHeader(const ChunkHeader& header, const PairKey& key,
 // kDataLoss: magic, checksum, tag or a field that no sender writes; kFailedPrecondition: another
 // major version.
 absl::StatusOr<ChunkHeader> DecodeChunkHeader(std::span<const std::byte> bytes, const PairKey& key);
+// The same without the tag, for who has no key: `kvferry inspect`.
+absl::StatusOr<ChunkHeader> ParseChunkHeader(std::span<const std::byte> bytes);
 
 // ACK, NACK, COMMIT, ADOPTED, ABORT, ABORT_ACK: one layout, fields that a type does not use are 0.
 struct ControlMessage {

@@ -1,0 +1,107 @@
+#include "transport/ucx/handles.h"
+
+#include <ucs/config/global_opts.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "common/string_view.h"
+
+namespace kvferry::transport {
+namespace {
+
+using ConfigPtr = std::unique_ptr<ucp_config_t, UcxDelete<ucp_config_release>>;
+
+// Older ones crash on an unknown Active Message and lack settings that are needed.
+absl::Status CheckVersion() {
+  unsigned major = 0, minor = 0, release = 0;
+  ucp_get_version(&major, &minor, &release);
+  if (major > 1 || (major == 1 && minor >= 17)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("UCX ", major, ".", minor, ".", release, " is loaded; 1.17 or newer is needed"));
+}
+
+absl::StatusOr<ConfigPtr> MakeConfig(const std::map<std::string, std::string>& settings) {
+  ucp_config_t* raw = nullptr;
+  if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &raw); status != UCS_OK)
+    return FromUcs(status, "read UCX's configuration");
+  ConfigPtr config(raw);
+  for (const auto& [name, value] : settings) {
+    const ucs_status_t status = ucp_config_modify(config.get(), name.c_str(), value.c_str());
+    if (status != UCS_OK) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("transport.ucx.", name, " = '", value,
+                       "' is refused by UCX: ", ucs_status_string(status)));
+    }
+  }
+  return config;
+}
+
+}  // namespace
+
+absl::Status FromUcs(ucs_status_t status, std::string_view what) {
+  if (status == UCS_OK) return absl::OkStatus();
+  const std::string message = absl::StrCat(ToAbsl(what), ": ", ucs_status_string(status));
+  switch (status) {
+    case UCS_ERR_CANCELED:
+      return absl::CancelledError(message);
+    case UCS_ERR_INVALID_PARAM:
+    case UCS_ERR_INVALID_ADDR:
+      return absl::InvalidArgumentError(message);
+    case UCS_ERR_NO_MEMORY:
+      return absl::ResourceExhaustedError(message);
+    case UCS_ERR_UNSUPPORTED:
+    case UCS_ERR_NOT_IMPLEMENTED:
+      return absl::FailedPreconditionError(message);
+    case UCS_ERR_UNREACHABLE:
+    case UCS_ERR_CONNECTION_RESET:
+    case UCS_ERR_NOT_CONNECTED:
+    case UCS_ERR_REJECTED:
+    case UCS_ERR_ENDPOINT_TIMEOUT:
+    case UCS_ERR_TIMED_OUT:
+    case UCS_ERR_IO_ERROR:
+      return absl::UnavailableError(message);
+    default:
+      return absl::InternalError(message);
+  }
+}
+
+absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings) {
+  KVF_RETURN_IF_ERROR(CheckVersion());
+  // UCX prints what it also returns; we log it once ourselves.
+  ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+  KVF_ASSIGN_OR_RETURN(const ConfigPtr config, MakeConfig(settings));
+  ucp_params_t params{};
+  params.field_mask =
+      UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED | UCP_PARAM_FIELD_NAME;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  params.mt_workers_shared = 1;  // memory is registered by any thread
+  params.name = "kvferry";
+  ucp_context_h context = nullptr;
+  const ucs_status_t status = ucp_init(&params, config.get(), &context);
+  if (status != UCS_OK)
+    return FromUcs(status, "start UCX (are the transports in transport.ucx.TLS available?)");
+  return ContextPtr(context);
+}
+
+absl::StatusOr<WorkerPtr> MakeWorker(ucp_context_h context) {
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
+  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  params.events = UCP_WAKEUP_RX | UCP_WAKEUP_TX | UCP_WAKEUP_AMO | UCP_WAKEUP_RMA;
+  ucp_worker_h worker = nullptr;
+  const ucs_status_t status = ucp_worker_create(context, &params, &worker);
+  if (status != UCS_OK) return FromUcs(status, "make a UCX worker");
+  return WorkerPtr(worker);
+}
+
+absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker) {
+  ucp_address_t* address = nullptr;
+  std::size_t bytes = 0;
+  const ucs_status_t status = ucp_worker_get_address(worker, &address, &bytes);
+  if (status != UCS_OK) return FromUcs(status, "read the UCX worker's address");
+  std::string text(reinterpret_cast<const char*>(address), bytes);
+  ucp_worker_release_address(worker, address);
+  return text;
+}
+
+}  // namespace kvferry::transport

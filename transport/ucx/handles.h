@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+// UCX's C handles as owning C++ values, and its errors as ours. Only transport/ucx includes this.
+namespace kvferry::transport {
+
+// "connect to decode-0: Endpoint timeout". Peer trouble is kUnavailable, the rest kInternal.
+absl::Status FromUcs(ucs_status_t status, std::string_view what);
+
+template <auto Destroy>
+struct UcxDelete {
+  template <typename T>
+  void operator()(T* handle) const noexcept {
+    Destroy(handle);
+  }
+};
+using ContextPtr = std::unique_ptr<ucp_context, UcxDelete<ucp_cleanup>>;
+using WorkerPtr = std::unique_ptr<ucp_worker, UcxDelete<ucp_worker_destroy>>;
+
+// A context for Active Messages with the given settings. kInvalidArgument: a setting that UCX
+// refuses, by name; kFailedPrecondition: UCX is too old.
+absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings);
+// A worker with a wake-up descriptor, for one thread at a time.
+absl::StatusOr<WorkerPtr> MakeWorker(ucp_context_h context);
+// The worker's address as UCX packs it.
+absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker);
+
+}  // namespace kvferry::transport

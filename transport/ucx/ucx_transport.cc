@@ -1,0 +1,579 @@
+#include "transport/ucx/ucx_transport.h"
+
+#include <poll.h>
+#include <ucp/api/ucp.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <future>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "common/coding.h"
+#include "common/crc32c.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "common/string_view.h"
+#include "transport/rate_limit.h"
+#include "transport/ucx/handles.h"
+#include "transport/ucx/ucx_peer.h"
+#include "transport/work_queue.h"
+
+namespace kvferry::transport {
+namespace {
+
+constexpr std::uint32_t kAddressMagic = 0x3155564b;  // "KVU1"
+constexpr std::size_t kAddressHeaderBytes = 8;       // magic, crc32c of the rest
+constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
+constexpr std::size_t kRegionAlignment = 4096;
+constexpr absl::Duration kCloseLimit =
+    absl::Seconds(5);  // of connections, when the transport stops
+
+std::span<const std::byte> AsBytes(std::string_view text) {
+  return std::as_bytes(std::span(text.data(), text.size()));
+}
+
+// A worker address in an envelope, since UCX does not check what it unpacks.
+std::string WrapAddress(const std::string& address) {
+  std::array<std::byte, kAddressHeaderBytes> header{};
+  StoreLittle<std::uint32_t>(header, 0, kAddressMagic);
+  StoreLittle<std::uint32_t>(header, 4, Crc32c(AsBytes(address)));
+  return absl::StrCat(
+      absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()), address);
+}
+
+absl::StatusOr<std::string> UnwrapAddress(std::string_view wrapped) {
+  if (wrapped.size() <= kAddressHeaderBytes)
+    return absl::InvalidArgumentError("data address: too short");
+  const std::span<const std::byte> bytes = AsBytes(wrapped);
+  const std::string address(wrapped.substr(kAddressHeaderBytes));
+  if (LoadLittle<std::uint32_t>(bytes, 0) != kAddressMagic ||
+      LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(AsBytes(address))) {
+    return absl::InvalidArgumentError(
+        "data address: not an address of a UCX transport, or damaged");
+  }
+  return address;
+}
+
+// Host memory that UCX has registered.
+class UcxRegion : public Region {
+ public:
+  static absl::StatusOr<std::unique_ptr<Region>> Create(ucp_context_h context, std::size_t bytes) {
+    const std::size_t rounded =
+        (bytes + kRegionAlignment - 1) / kRegionAlignment * kRegionAlignment;
+    void* memory = std::aligned_alloc(kRegionAlignment, std::max(rounded, kRegionAlignment));
+    if (memory == nullptr)
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for a region of ", bytes, " bytes"));
+    std::memset(memory, 0, rounded);
+    ucp_mem_map_params_t params{};
+    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
+    params.address = memory;
+    params.length = rounded;
+    ucp_mem_h handle = nullptr;
+    const ucs_status_t status = ucp_mem_map(context, &params, &handle);
+    if (status != UCS_OK) {
+      std::free(memory);
+      return FromUcs(status, absl::StrCat("register a region of ", bytes, " bytes"));
+    }
+    return std::unique_ptr<Region>(
+        new UcxRegion(context, handle, static_cast<std::byte*>(memory), bytes));
+  }
+  ~UcxRegion() override {
+    const ucs_status_t status = ucp_mem_unmap(context_, handle_);
+    if (status != UCS_OK)
+      Log(LogLevel::kError, "region_unmap_failed", {{"why", ucs_status_string(status)}});
+    std::free(memory_);
+  }
+  std::span<std::byte> bytes() const override { return {memory_, bytes_}; }
+
+ private:
+  UcxRegion(ucp_context_h context, ucp_mem_h handle, std::byte* memory, std::size_t bytes)
+      : context_(context), handle_(handle), memory_(memory), bytes_(bytes) {}
+  ucp_context_h context_;
+  ucp_mem_h handle_;
+  std::byte* memory_;
+  std::size_t bytes_;
+};
+
+// All UCX objects belong to the progress thread; other threads push work to it. Regions are the
+// exception: the context is shared.
+class UcxTransport : public Transport {
+ public:
+  UcxTransport(const UcxOptions& options, MessageSink* sink, const Clock& clock, ContextPtr context,
+               WorkerPtr worker, std::string address, int worker_fd,
+               std::unique_ptr<WorkQueue> work)
+      : options_(options),
+        sink_(*sink),
+        clock_(clock),
+        context_(std::move(context)),
+        worker_(std::move(worker)),
+        address_(std::move(address)),
+        worker_fd_(worker_fd),
+        work_(std::move(work)),
+        limiter_(options.rate_limit_bytes_per_s) {}
+
+  absl::Status RegisterHandlers() {
+    for (std::uint8_t type = 1; type <= static_cast<std::uint8_t>(MessageType::kAbortAck); ++type) {
+      handlers_[type] = {this, static_cast<MessageType>(type)};
+      ucp_am_handler_param_t params{};
+      params.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                          UCP_AM_HANDLER_PARAM_FIELD_ARG;
+      params.id = type;
+      params.cb = &UcxTransport::OnActiveMessage;
+      params.arg = &handlers_[type];
+      KVF_RETURN_IF_ERROR(FromUcs(ucp_worker_set_am_recv_handler(worker_.get(), &params),
+                                  "register an Active Message"));
+    }
+    return absl::OkStatus();
+  }
+
+  void StartThread() {
+    thread_ = std::thread([this] { Run(); });
+    Post([this] { Heartbeat(); }, options_.heartbeat_interval);
+  }
+
+  ~UcxTransport() override { Stop(); }
+
+  std::string LocalAddress() const override { return address_; }
+  std::string_view label() const override {
+    const auto tls = options_.settings.find("TLS");
+    const bool shared =
+        tls != options_.settings.end() && (tls->second.find("posix") != std::string::npos ||
+                                           tls->second.find("sysv") != std::string::npos);
+    return shared ? "shm" : "tcp_host";
+  }
+
+  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) override {
+    return UcxRegion::Create(context_.get(), bytes);
+  }
+
+  absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,
+                                     std::string_view peer_name) override {
+    KVF_ASSIGN_OR_RETURN(std::string unwrapped, UnwrapAddress(address));
+    const PeerHandle handle{next_handle_.fetch_add(1)};
+    if (OnProgressThread()) {
+      OpenPeer(handle, peer_incarnation, std::string(peer_name), unwrapped);
+      return handle;
+    }
+    Post([this, handle, peer_incarnation, name = std::string(peer_name),
+          unwrapped = std::move(unwrapped)] {
+      OpenPeer(handle, peer_incarnation, name, unwrapped);
+    });
+    return handle;
+  }
+
+  void Send(PeerHandle peer, MessageType type, std::span<const std::byte> header,
+            std::span<const std::byte> payload, SendDone done) override {
+    auto send = std::make_unique<SendOp>();
+    send->transport = this;
+    send->peer = peer;
+    send->type = type;
+    send->header.resize(sizeof(SenderPrefix) + header.size());
+    const SenderPrefix prefix{kSenderMagic, 0, options_.incarnation};
+    std::memcpy(send->header.data(), &prefix, sizeof(prefix));
+    std::copy(header.begin(), header.end(), send->header.begin() + sizeof(prefix));
+    send->payload = payload;
+    send->done = std::move(done);
+    if (OnProgressThread()) {
+      Admit(std::move(send));
+      return;
+    }
+    // std::function wants to be copyable: the operation travels as a shared_ptr until it is
+    // admitted.
+    auto shared = std::make_shared<std::unique_ptr<SendOp>>(std::move(send));
+    Post([this, shared] { Admit(std::move(*shared)); });
+  }
+
+  void Disconnect(PeerHandle peer) override {
+    Post([this, peer] {
+      if (UcxPeer* found = Find(peer))
+        BeginClose(*found, absl::CancelledError(absl::StrCat("disconnected from ", found->name)));
+    });
+  }
+
+  void Post(std::function<void()> work, absl::Duration delay = absl::ZeroDuration()) override {
+    work_->Push(std::move(work), delay);
+  }
+
+  void Stop() override {
+    if (!thread_.joinable()) return;
+    Post([this] { stopping_ = true; });
+    thread_.join();
+    work_->Close();
+  }
+
+ private:
+  struct Handler {
+    UcxTransport* transport = nullptr;
+    MessageType type{};
+  };
+  // One posted message, until UCX has completed it.
+  struct SendOp {
+    UcxTransport* transport = nullptr;
+    PeerHandle peer{};
+    MessageType type{};
+    std::vector<std::byte> header;
+    std::span<const std::byte> payload;
+    SendDone done;
+  };
+  // One accepted payload, until UCX has completed it.
+  struct ReceiveOp {
+    UcxTransport* transport = nullptr;
+    PeerHandle peer{};
+    std::uint64_t cookie = 0;
+  };
+
+  // ---- the progress loop ----
+
+  static const UcxTransport*& CurrentTransport() {
+    thread_local const UcxTransport* current = nullptr;
+    return current;
+  }
+  bool OnProgressThread() const { return CurrentTransport() == this; }
+
+  void Run() {
+    CurrentTransport() = this;
+    while (!stopping_) {
+      work_->RunDue();
+      while (ucp_worker_progress(worker_.get()) != 0) {
+      }
+      Settle();
+      if (stopping_) break;
+      SleepUntilWork();
+    }
+    CloseAll();
+  }
+
+  void SleepUntilWork() {
+    const ucs_status_t armed = ucp_worker_arm(worker_.get());
+    if (armed == UCS_ERR_BUSY) return;  // something has arrived meanwhile
+    const absl::Duration left =
+        std::clamp(work_->UntilNext(), absl::ZeroDuration(), absl::Seconds(1));
+    std::array<pollfd, 2> fds = {pollfd{worker_fd_, POLLIN, 0},
+                                 pollfd{work_->event_fd(), POLLIN, 0}};
+    const timespec timeout = absl::ToTimespec(left);
+    ppoll(fds.data(), fds.size(), &timeout, nullptr);
+    work_->Drain();
+  }
+
+  std::vector<PeerHandle> PeersWhere(bool (*wanted)(const UcxPeer&)) const {
+    std::vector<PeerHandle> found;
+    for (const auto& [handle, peer] : peers_) {
+      if (wanted(*peer)) found.push_back(handle);
+    }
+    return found;
+  }
+
+  // Closes peers that are lost, and reports those whose last operation has ended. Callbacks may
+  // connect and send meanwhile, so the map is not walked while they run.
+  void Settle() {
+    for (const PeerHandle handle :
+         PeersWhere([](const UcxPeer& peer) { return !peer.lost.ok() && !peer.closing; })) {
+      StartClose(*Find(handle));
+    }
+    for (const PeerHandle handle :
+         PeersWhere([](const UcxPeer& peer) { return peer.closing && peer.idle(); })) {
+      const std::unique_ptr<UcxPeer> peer = std::move(peers_.at(handle));
+      peers_.erase(handle);
+      const auto found = by_incarnation_.find(peer->incarnation);
+      if (found != by_incarnation_.end() && found->second == handle) by_incarnation_.erase(found);
+      sink_.OnPeerLost(handle, peer->lost);
+    }
+  }
+
+  void CloseAll() {
+    DropWaiting(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
+    for (auto& [handle, peer] : peers_)
+      BeginClose(*peer, absl::CancelledError("the transport stops"));
+    const MonoTime deadline = clock_.Now() + kCloseLimit;
+    Settle();
+    while (!peers_.empty() && clock_.Now() < deadline) {
+      if (ucp_worker_progress(worker_.get()) == 0) SleepUntilWork();
+      Settle();
+    }
+    for (auto& [handle, peer] : peers_) {
+      Log(LogLevel::kError, "peer_close_unfinished",
+          {{"peer", peer->name}, {"sends", peer->sends}, {"receives", peer->receives}});
+    }
+  }
+
+  // ---- peers ----
+
+  UcxPeer* Find(PeerHandle handle) {
+    const auto found = peers_.find(handle);
+    return found == peers_.end() ? nullptr : found->second.get();
+  }
+
+  void OpenPeer(PeerHandle handle, std::uint64_t incarnation, const std::string& name,
+                const std::string& address) {
+    auto peer = std::make_unique<UcxPeer>();
+    peer->handle = handle;
+    peer->name = name;
+    peer->incarnation = incarnation;
+    peer->last_heard = clock_.Now();
+    ucp_ep_params_t params{};
+    params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                        UCP_EP_PARAM_FIELD_ERR_HANDLER;
+    params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+    params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params.err_handler.cb = &UcxTransport::OnEndpointError;
+    params.err_handler.arg = peer.get();
+    const ucs_status_t status = ucp_ep_create(worker_.get(), &params, &peer->endpoint);
+    if (status != UCS_OK) {
+      Post([this, handle, why = FromUcs(status, absl::StrCat("connect to ", name))] {
+        sink_.OnPeerLost(handle, why);
+      });
+      return;
+    }
+    by_incarnation_[incarnation] = handle;
+    peers_.emplace(handle, std::move(peer));
+  }
+
+  static void OnEndpointError(void* arg, ucp_ep_h, ucs_status_t status) {
+    auto& peer = *static_cast<UcxPeer*>(arg);
+    if (peer.lost.ok()) peer.lost = FromUcs(status, absl::StrCat("connection to ", peer.name));
+    // The endpoint may not be closed in here; Settle does it.
+  }
+
+  void BeginClose(UcxPeer& peer, absl::Status why) {
+    if (peer.lost.ok()) peer.lost = std::move(why);
+  }
+
+  void StartClose(UcxPeer& peer) {
+    peer.closing = true;
+    if (absl::IsUnavailable(peer.lost))
+      Log(LogLevel::kWarning, "peer_lost", {{"peer", peer.name}, {"why", peer.lost}});
+    const PeerHandle handle = peer.handle;
+    DropWaiting(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
+    ucp_request_param_t params{};
+    params.op_attr_mask =
+        UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+    params.flags = UCP_EP_CLOSE_FLAG_FORCE;
+    params.cb.send = &UcxTransport::OnClosed;
+    params.user_data = &peer;
+    const ucs_status_ptr_t request =
+        ucp_ep_close_nbx(std::exchange(peer.endpoint, nullptr), &params);
+    if (!UCS_PTR_IS_PTR(request)) peer.closed = true;
+  }
+
+  static void OnClosed(void* request, ucs_status_t, void* user_data) {
+    static_cast<UcxPeer*>(user_data)->closed = true;
+    ucp_request_free(request);
+  }
+
+  void Heartbeat() {
+    for (auto& [handle, peer] : peers_) {
+      if (!peer->lost.ok()) continue;
+      const absl::Duration silent = clock_.Now() - peer->last_heard;
+      if (silent > options_.silence_limit) {
+        BeginClose(*peer, absl::UnavailableError(absl::StrCat(peer->name, " has been silent for ",
+                                                              absl::FormatDuration(silent))));
+        continue;
+      }
+      Send(handle, MessageType::kHeartbeat, {}, {}, [](const absl::Status&) {});
+    }
+    Post([this] { Heartbeat(); }, options_.heartbeat_interval);
+  }
+
+  // ---- sending ----
+
+  void Admit(std::unique_ptr<SendOp> send) {
+    if (!send->payload.empty() && limiter_.limited()) {
+      waiting_.push_back(std::move(send));
+      PumpWaiting();
+      return;
+    }
+    PostSend(std::move(send));
+  }
+
+  // Payloads leave in order, as fast as the rate limit allows.
+  void PumpWaiting() {
+    while (!waiting_.empty()) {
+      const absl::Duration wait = limiter_.Take(waiting_.front()->payload.size(), clock_.Now());
+      if (wait > absl::ZeroDuration()) {
+        if (!std::exchange(pump_posted_, true)) {
+          Post(
+              [this] {
+                pump_posted_ = false;
+                PumpWaiting();
+              },
+              wait);
+        }
+        return;
+      }
+      std::unique_ptr<SendOp> send = std::move(waiting_.front());
+      waiting_.pop_front();
+      PostSend(std::move(send));
+    }
+  }
+
+  template <typename Predicate>
+  void DropWaiting(const absl::Status& why, Predicate drop) {
+    std::deque<std::unique_ptr<SendOp>> kept, dropped;
+    for (std::unique_ptr<SendOp>& send : waiting_)
+      (drop(*send) ? dropped : kept).push_back(std::move(send));
+    waiting_ = std::move(kept);
+    for (const std::unique_ptr<SendOp>& send : dropped) send->done(why);
+  }
+
+  void PostSend(std::unique_ptr<SendOp> send) {
+    UcxPeer* peer = Find(send->peer);
+    if (peer == nullptr || !peer->lost.ok()) {
+      send->done(peer == nullptr ? absl::UnavailableError("the peer is not connected")
+                                 : peer->lost);
+      return;
+    }
+    ucp_request_param_t params{};
+    params.op_attr_mask =
+        UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+    params.flags =
+        send->payload.size() >= kRendezvousBytes ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    params.cb.send = &UcxTransport::OnSent;
+    params.user_data = send.get();
+    const ucs_status_ptr_t request =
+        ucp_am_send_nbx(peer->endpoint, static_cast<unsigned>(send->type), send->header.data(),
+                        send->header.size(), send->payload.data(), send->payload.size(), &params);
+    if (UCS_PTR_IS_PTR(request)) {
+      ++peer->sends;
+      send.release();  // OnSent takes it back
+      return;
+    }
+    send->done(FromUcs(UCS_PTR_STATUS(request), absl::StrCat("send to ", peer->name)));
+  }
+
+  static void OnSent(void* request, ucs_status_t status, void* user_data) {
+    const std::unique_ptr<SendOp> send(static_cast<SendOp*>(user_data));
+    ucp_request_free(request);
+    UcxPeer* peer = send->transport->Find(send->peer);
+    if (peer != nullptr) --peer->sends;
+    absl::Status result =
+        FromUcs(status, absl::StrCat("send to ", peer == nullptr ? "a lost peer" : peer->name));
+    if (!result.ok() && peer != nullptr && !peer->lost.ok()) result = peer->lost;
+    send->done(result);
+  }
+
+  // ---- receiving ----
+
+  static ucs_status_t OnActiveMessage(void* arg, const void* header, size_t header_bytes,
+                                      void* data, size_t data_bytes,
+                                      const ucp_am_recv_param_t* param) {
+    const Handler& handler = *static_cast<Handler*>(arg);
+    return handler.transport->Receive(handler.type,
+                                      {static_cast<const std::byte*>(header), header_bytes}, data,
+                                      data_bytes, *param);
+  }
+
+  // UCS_OK without having taken the payload refuses it: UCX completes the sender and discards the
+  // data.
+  ucs_status_t Receive(MessageType type, std::span<const std::byte> framed, void* data,
+                       std::size_t data_bytes, const ucp_am_recv_param_t& param) {
+    SenderPrefix prefix;
+    if (framed.size() < sizeof(prefix) || framed.size() - sizeof(prefix) > kMaxHeaderBytes)
+      return UCS_OK;
+    std::memcpy(&prefix, framed.data(), sizeof(prefix));
+    if (prefix.magic != kSenderMagic || prefix.reserved != 0) return UCS_OK;
+    PeerHandle from{};
+    if (const auto known = by_incarnation_.find(prefix.incarnation);
+        known != by_incarnation_.end()) {
+      from = known->second;
+      if (UcxPeer* peer = Find(from)) {
+        if (!peer->lost.ok()) return UCS_OK;  // already given up: nothing of it is taken any more
+        peer->last_heard = clock_.Now();
+      }
+    }
+    if (type == MessageType::kHeartbeat) return UCS_OK;
+    const std::span<const std::byte> header = framed.subspan(sizeof(prefix));
+    if (data_bytes == 0) {
+      sink_.OnMessage(from, type, header);
+      return UCS_OK;
+    }
+    const Landing landing = sink_.OnIncoming(from, type, header, data_bytes);
+    if (landing.slot.size() < data_bytes) return UCS_OK;
+    if ((param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
+      std::memcpy(landing.slot.data(), data, data_bytes);
+      sink_.OnPayload(from, landing.cookie, absl::OkStatus());
+      return UCS_OK;
+    }
+    return ReceiveRendezvous(from, landing, data, data_bytes);
+  }
+
+  ucs_status_t ReceiveRendezvous(PeerHandle from, const Landing& landing, void* descriptor,
+                                 std::size_t bytes) {
+    auto receive = std::make_unique<ReceiveOp>(ReceiveOp{this, from, landing.cookie});
+    ucp_request_param_t params{};
+    params.op_attr_mask =
+        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    params.cb.recv_am = &UcxTransport::OnReceived;
+    params.user_data = receive.get();
+    const ucs_status_ptr_t request =
+        ucp_am_recv_data_nbx(worker_.get(), descriptor, landing.slot.data(), bytes, &params);
+    if (UCS_PTR_IS_ERR(request)) {
+      sink_.OnPayload(from, landing.cookie, FromUcs(UCS_PTR_STATUS(request), "receive a chunk"));
+      return UCS_OK;
+    }
+    if (UcxPeer* peer = Find(from)) ++peer->receives;
+    receive.release();  // OnReceived takes it back
+    return UCS_INPROGRESS;
+  }
+
+  static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
+    const std::unique_ptr<ReceiveOp> receive(static_cast<ReceiveOp*>(user_data));
+    ucp_request_free(request);
+    if (UcxPeer* peer = receive->transport->Find(receive->peer)) --peer->receives;
+    receive->transport->sink_.OnPayload(receive->peer, receive->cookie,
+                                        FromUcs(status, "receive a chunk"));
+  }
+
+  const UcxOptions options_;
+  MessageSink& sink_;
+  const Clock& clock_;
+  const ContextPtr context_;
+  const WorkerPtr worker_;
+  const std::string address_;
+  const int worker_fd_;  // the worker's own
+  const std::unique_ptr<WorkQueue> work_;
+  std::array<Handler, 16> handlers_;
+  std::atomic<std::uint64_t> next_handle_ = 1;
+
+  // Of the progress thread.
+  bool stopping_ = false;
+  bool pump_posted_ = false;
+  RateLimit limiter_;
+  std::deque<std::unique_ptr<SendOp>> waiting_;  // for the rate limit
+  absl::flat_hash_map<PeerHandle, std::unique_ptr<UcxPeer>> peers_;
+  absl::flat_hash_map<std::uint64_t, PeerHandle> by_incarnation_;
+
+  std::thread thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options,
+                                                              MessageSink* sink,
+                                                              const Clock& clock) {
+  std::map<std::string, std::string> settings = options.settings;
+  if (!options.net_device.empty()) settings["NET_DEVICES"] = options.net_device;
+  KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings));
+  KVF_ASSIGN_OR_RETURN(WorkerPtr worker, MakeWorker(context.get()));
+  KVF_ASSIGN_OR_RETURN(const std::string address, WorkerAddress(worker.get()));
+  int worker_fd = -1;
+  KVF_RETURN_IF_ERROR(FromUcs(ucp_worker_get_efd(worker.get(), &worker_fd),
+                              "read the UCX worker's event descriptor"));
+  KVF_ASSIGN_OR_RETURN(std::unique_ptr<WorkQueue> work, WorkQueue::Create(clock));
+  auto transport =
+      std::make_unique<UcxTransport>(options, sink, clock, std::move(context), std::move(worker),
+                                     WrapAddress(address), worker_fd, std::move(work));
+  KVF_RETURN_IF_ERROR(transport->RegisterHandlers());
+  transport->StartThread();
+  return transport;
+}
+
+}  // namespace kvferry::transport

@@ -1,0 +1,167 @@
+#include "decode_node/cache_store.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace kvferry::decode {
+namespace {
+
+absl::StatusOr<std::vector<codec::BlockSpec>> MakeSpecs(const CacheStoreOptions& options,
+                                                        const codec::Backend& backend) {
+  std::vector<codec::BlockSpec> specs;
+  for (int layer = 0; layer < options.geometry.layers; ++layer) {
+    KVF_ASSIGN_OR_RETURN(specs.emplace_back(),
+                         options.codec.ForLayer(layer, options.geometry.head_dim));
+    if (absl::Status status = backend.Supports(specs.back()); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("codec: \"", options.codec.name, "\", layer ",
+                                                     layer, ", on backend ", backend.name(), ": ",
+                                                     status.message()));
+    }
+  }
+  return specs;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Create(const CacheStoreOptions& options,
+                                                               const codec::Backend& backend) {
+  KVF_ASSIGN_OR_RETURN(std::vector<codec::BlockSpec> specs, MakeSpecs(options, backend));
+  std::uint64_t row_bytes = 0;
+  for (const codec::BlockSpec& spec : specs) {
+    row_bytes += codec::PageBytes(spec, options.geometry.kv_heads);
+  }
+  if (row_bytes == 0 || options.pool_bytes < row_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pool_bytes is ", options.pool_bytes, "; 64 tokens of this model take ",
+                     row_bytes, " bytes with codec \"", options.codec.name, "\""));
+  }
+  const std::uint64_t rows = std::min<std::uint64_t>(options.pool_bytes / row_bytes, 1u << 30);
+  KVF_ASSIGN_OR_RETURN(
+      cache::BlockPool books,
+      cache::BlockPool::Create(options.geometry.layers, static_cast<std::uint32_t>(rows)));
+  std::unique_ptr<CacheStore> store(new CacheStore(
+      options, backend, std::move(specs), static_cast<std::uint32_t>(rows), std::move(books)));
+  absl::StatusOr<HostMemory> pool = HostMemory::Map(rows * row_bytes);
+  if (!pool.ok()) {
+    return absl::Status(pool.status().code(),
+                        absl::StrCat("pool_bytes: ", pool.status().message()));
+  }
+  store->pool_ = *std::move(pool);
+  return store;
+}
+
+CacheStore::CacheStore(const CacheStoreOptions& options, const codec::Backend& backend,
+                       std::vector<codec::BlockSpec> specs, std::uint32_t rows,
+                       cache::BlockPool books)
+    : codec_(options.codec),
+      geometry_(options.geometry),
+      backend_(backend),
+      specs_(std::move(specs)),
+      total_rows_(rows),
+      books_(std::move(books)) {
+  std::size_t offset = 0;
+  for (const codec::BlockSpec& spec : specs_) {
+    page_bytes_.push_back(codec::PageBytes(spec, geometry_.kv_heads));
+    layer_offset_.push_back(offset);
+    offset += page_bytes_.back() * rows;
+  }
+}
+
+CacheStore::~CacheStore() {
+  absl::MutexLock lock(&mutex_);
+  if (!live_.empty()) Log(LogLevel::kError, "sequences_outlive_store", {{"count", live_.size()}});
+}
+
+std::span<std::byte> CacheStore::Page(cache::RowIdx row, int layer) const {
+  const std::size_t bytes = page_bytes_[layer];
+  return pool_.bytes().subspan(layer_offset_[layer] + bytes * static_cast<std::uint32_t>(row),
+                               bytes);
+}
+
+std::size_t CacheStore::BufferBytes() const {
+  const int tokens = codec_.window.sinks + codec::WindowCapacity(codec_.window);
+  return geometry_.layers * codec::Raw16Bytes(tokens, geometry_.kv_heads, geometry_.head_dim);
+}
+
+absl::StatusOr<std::unique_ptr<StoredSequence>> CacheStore::Reserve(int prompt_tokens,
+                                                                    int max_new_tokens) {
+  std::vector<cache::RowIdx> rows;
+  HostMemory buffer;
+  {
+    absl::MutexLock lock(&mutex_);
+    KVF_ASSIGN_OR_RETURN(
+        rows, books_.Reserve(cache::RowsNeeded(prompt_tokens, max_new_tokens, codec_.window)));
+    if (!free_buffers_.empty()) {
+      buffer = std::move(free_buffers_.back());
+      free_buffers_.pop_back();
+    }
+  }
+  if (buffer.bytes().empty()) {
+    absl::StatusOr<HostMemory> fresh = HostMemory::Map(BufferBytes());
+    if (!fresh.ok()) {
+      absl::MutexLock lock(&mutex_);
+      for (const cache::RowIdx row : rows) KVF_RETURN_IF_ERROR(books_.Free(row));
+      return fresh.status();
+    }
+    buffer = *std::move(fresh);
+  }
+  std::unique_ptr<StoredSequence> sequence(
+      new StoredSequence(*this, prompt_tokens, max_new_tokens, std::move(rows), std::move(buffer)));
+  absl::MutexLock lock(&mutex_);
+  live_.insert(sequence.get());
+  return sequence;
+}
+
+void CacheStore::Return(StoredSequence& sequence) {
+  absl::MutexLock lock(&mutex_);
+  live_.erase(&sequence);
+  free_buffers_.push_back(std::move(sequence.buffer_));
+  const auto give_back = [&](cache::RowIdx row, absl::Status status) {
+    if (status.ok()) return;
+    Log(LogLevel::kError, "page_lost", {{"row", static_cast<std::uint32_t>(row)}, {"why", status}});
+  };
+  if (sequence.fenced_) {
+    for (const cache::RowIdx row : sequence.quarantined_) {
+      give_back(row, books_.ReleaseQuarantine(row));
+    }
+    return;
+  }
+  for (const cache::RowIdx row : sequence.rows_) give_back(row, books_.Free(row));
+}
+
+std::uint32_t CacheStore::free_rows() const {
+  absl::MutexLock lock(&mutex_);
+  return books_.free_rows();
+}
+
+std::uint32_t CacheStore::sequences() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<std::uint32_t>(live_.size());
+}
+
+std::vector<HeldSequence> CacheStore::Held() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<HeldSequence> held;
+  held.reserve(live_.size());
+  for (const StoredSequence* sequence : live_) {
+    held.push_back(
+        {.rows = sequence->rows(), .remaining_tokens = sequence->remaining_tokens_.load()});
+  }
+  return held;
+}
+
+std::array<std::uint64_t, cache::kPageStates> CacheStore::CountPages() const {
+  absl::MutexLock lock(&mutex_);
+  return books_.CountPages();
+}
+
+absl::Status CacheStore::CheckConservation() const {
+  absl::MutexLock lock(&mutex_);
+  return books_.CheckConservation();
+}
+
+}  // namespace kvferry::decode

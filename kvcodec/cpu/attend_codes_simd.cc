@@ -12,6 +12,7 @@
 #include "kvcodec/cpu/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/cpu/attend_codes_simd.cc"
+#include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "kvcodec/cpu/softmax-inl.h"
@@ -131,7 +132,10 @@ HWY_INLINE VI AddPairs(hn::VFromD<D16> a, hn::VFromD<D16> b, VI sum) {
   return sum;
 #else
   VI unused = sum;
-  return hn::ReorderWidenMulAccumulate(DI(), a, b, sum, unused);
+  sum = hn::ReorderWidenMulAccumulate(DI(), a, b, sum, unused);
+  // Keeps the compiler from turning chains of integer sums into trees, which spills every register.
+  asm("" : "+v"(sum.raw));
+  return sum;
 #endif
 }
 
@@ -145,6 +149,21 @@ HWY_INLINE V4 SumLanes(D, hn::VFromD<D> v) {
     return SumLanes(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
   }
 }
+
+// The next block of the head, asked for line by line while this one is worked on: blocks of one
+// head lie pages apart, where the hardware does not look ahead.
+struct Ahead {
+  const std::byte* next = nullptr;
+  int bytes = 0;
+
+  HWY_INLINE void Fetch(int count) {
+    const int part = std::min(bytes, count);
+    for (int i = 0; i < part; i += 64) hwy::Prefetch(next + i);
+    next += part;
+    bytes -= part;
+  }
+};
+constexpr int kAheadSteps = 16;  // Fetch calls per block: one per g, for K and for V
 
 template <int kBegin, int kEnd, class Fn>
 HWY_INLINE void Unroll(Fn fn) {
@@ -164,6 +183,7 @@ struct Work {
   // [class][tile part][r][head][line]
   HWY_ALIGN std::int32_t p[kMaxGroups * 4 * 2 * kBatch * kLine];
   HWY_ALIGN float v_scale[kMaxGroups][kBatch][4];  // by class and slot
+  int ahead_bytes = 0;                             // of one Ahead::Fetch
 };
 
 // Softmax state of a batch of heads over the blocks of one call. Output is kept in line order.
@@ -258,10 +278,11 @@ HWY_INLINE void AddScores(const Line<kBits>& line, const std::int32_t* q, int pa
 }
 
 template <int kBits, int kHeads>
-void ScoreCodes(const std::byte* codes, const Shape<kBits>& shape, Work& work) {
+void ScoreCodes(const std::byte* codes, const Shape<kBits>& shape, Work& work, Ahead& ahead) {
   const DI di;
   constexpr int kFields = Shape<kBits>::kFields;
   for (int g = 0; g < 8; ++g) {
+    ahead.Fetch(work.ahead_bytes);
     VI sum[2][kHeads];
     for (int h = 0; h < kHeads; ++h) sum[0][h] = sum[1][h] = hn::Zero(di);
     Line<kBits> line;
@@ -288,7 +309,8 @@ void ScoreCodes(const std::byte* codes, const Shape<kBits>& shape, Work& work) {
     }
     for (int h = 0; h < kHeads; ++h) {
       for (int r = 0; r < 2; ++r) {
-        hn::Store(SumLanes(di, sum[r][h]), D4(), work.raw_scores + h * kBlockTokens + g * 8 + r * 4);
+        hn::Store(SumLanes(di, sum[r][h]), D4(),
+                  work.raw_scores + h * kBlockTokens + g * 8 + r * 4);
       }
     }
   }
@@ -489,12 +511,13 @@ constexpr int FieldsAtOnce() {
 
 template <int kBits, int kHeads>
 void AddCodes(const std::byte* codes, const Shape<kBits>& shape, const Classes& classes, Work& work,
-              BatchState& state) {
+              BatchState& state, Ahead& ahead) {
   constexpr int kFields = Shape<kBits>::kFields;
   constexpr int kStep = FieldsAtOnce<kBits, kHeads>();
   const std::size_t part_bytes = std::size_t{format::kPlaneBytes} * shape.columns;
   const int columns = shape.columns + (shape.odd ? 1 : 0);
   for (int g = 0; g < 8; ++g) {
+    ahead.Fetch(work.ahead_bytes);
     for (int column = 0; column < shape.columns; ++column) {
       const int out = (g * columns + column) * kFields * 4;
       Unroll<0, kFields / kStep>([&](auto i) HWY_ATTR {
@@ -556,9 +579,9 @@ template <int kBits>
 struct KStep {
   template <int kHeads>
   static void Run(const std::byte* block, const format::ScalarLayout& at, const BlockSpec& spec,
-                  const float* q, Work& work) {
+                  const float* q, Work& work, Ahead& ahead) {
     PrepareQueries<kHeads>(block, at, spec, q, work);
-    ScoreCodes<kBits, kHeads>(block + at.k_codes, Shape<kBits>(spec.head_dim), work);
+    ScoreCodes<kBits, kHeads>(block + at.k_codes, Shape<kBits>(spec.head_dim), work, ahead);
   }
 };
 
@@ -566,12 +589,12 @@ template <int kBits>
 struct VStep {
   template <int kHeads>
   static void Run(const std::byte* block, const format::ScalarLayout& at, const BlockSpec& spec,
-                  const Classes& classes, Work& work, BatchState& state) {
+                  const Classes& classes, Work& work, BatchState& state, Ahead& ahead) {
     const Shape<kBits> shape(spec.head_dim);
     const int out_floats = 32 * (shape.columns + (shape.odd ? 1 : 0)) * Shape<kBits>::kFields;
     PrepareWeights<kHeads>(block, at, classes, spec.head_dim / spec.v_group_channels, shape.u,
                            out_floats, work, state);
-    AddCodes<kBits, kHeads>(block + at.v_codes, shape, classes, work, state);
+    AddCodes<kBits, kHeads>(block + at.v_codes, shape, classes, work, state, ahead);
   }
 };
 
@@ -614,6 +637,7 @@ void AttendHeads(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGro
   const int heads = std::min(kSuperBatch, group.heads - head);
   const int batches = (heads + kBatch - 1) / kBatch;
   Work work;
+  work.ahead_bytes = (at.bytes / 64 + kAheadSteps - 1) / kAheadSteps * 64;
   BatchState batch[kSuperBatch / kBatch];
   for (int h = 0; h < heads; ++h) {
     BatchState& own = batch[h / kBatch];
@@ -630,14 +654,16 @@ void AttendHeads(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGro
   });
   for (std::size_t n = 0; n < blocks.count; ++n) {
     const std::byte* block = blocks.pages[n] + blocks.head_offset;
+    Ahead ahead = {};
+    if (n + 1 < blocks.count) ahead = {blocks.pages[n + 1] + blocks.head_offset, at.bytes};
     for (int b = 0; b < batches; ++b) {
       const int count = std::min(kBatch, heads - b * kBatch);
       const float* q = group.q + static_cast<std::ptrdiff_t>(head + b * kBatch) * spec.head_dim;
       WithBits(spec.k_bits, [&](auto bits) HWY_ATTR {
-        WithHeads<KStep<bits> >(count, block, at, spec, q, work);
+        WithHeads<KStep<bits> >(count, block, at, spec, q, work, ahead);
       });
       WithBits(spec.v_bits, [&](auto bits) HWY_ATTR {
-        WithHeads<VStep<bits> >(count, block, at, spec, classes, work, batch[b]);
+        WithHeads<VStep<bits> >(count, block, at, spec, classes, work, batch[b], ahead);
       });
     }
   }

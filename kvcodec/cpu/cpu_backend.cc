@@ -177,7 +177,7 @@ class CpuBackend final : public Backend {
   explicit CpuBackend(const CpuBackendOptions& options)
       : ops_(options.scalar ? cpu::ReferenceOps() : cpu::SimdOps()), pool_(options.threads - 1) {}
 
-  std::string name() const override { return absl::StrCat("cpu-", ops_.name); }
+  std::string name() const override { return absl::StrCat("cpu-", ops_.name()); }
 
   absl::Status Supports(const BlockSpec& spec) const override {
     const absl::Status status = spec.Validate();

@@ -42,7 +42,7 @@ struct HeadBlocks {
 };
 
 struct Ops {
-  const char* name;
+  const char* (*name)();
   // 64 tokens into one block. false: a value is not finite or a scale does not fit fp16; FindFault
   // tells which.
   bool (*quantize)(const HeadRows& rows, const BlockSpec& spec, std::byte* block);

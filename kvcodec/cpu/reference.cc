@@ -334,7 +334,7 @@ void DequantizeBlock(const std::byte* block, const BlockSpec& spec, float* k, fl
 }
 
 const Ops& ReferenceOps() {
-  static constexpr Ops kOps = {"scalar", Quantize, AttendRaw, AttendBlocks};
+  static constexpr Ops kOps = {[] { return "scalar"; }, Quantize, AttendRaw, AttendBlocks};
   return kOps;
 }
 

@@ -1,25 +1,69 @@
 #include "kvcodec/cpu/simd.h"
 
-#include <bit>
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/string_view.h"
 #include "hwy/targets.h"
+#include "kvcodec/cpu/cpu_backend.h"
 
-namespace kvferry::codec::cpu {
+namespace kvferry::codec {
 namespace {
 
-const char* BestTargetName() {
-  const std::int64_t targets = hwy::SupportedTargets();
-  if ((targets & HWY_AVX3) != 0) return "avx512";
-  if ((targets & HWY_AVX2) != 0) return "avx2";
-  if ((targets & HWY_NEON) != 0) return "neon";
-  return "scalar";
+struct Target {
+  const char* name;
+  std::int64_t bit;
+};
+
+// Best first. What simd_targets.h compiles.
+constexpr std::array kTargets = {Target{"avx512-vnni", HWY_AVX3_DL}, Target{"avx512", HWY_AVX3},
+                                 Target{"avx2", HWY_AVX2}};
+
+void Choose(std::int64_t targets) {
+  hwy::SetSupportedTargetsForTest(targets);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 
 }  // namespace
 
-const Ops& SimdOps() {
-  static const Ops ops = {BestTargetName(), QuantizeSimd, AttendRawSimd, AttendBlocksSimd};
-  return ops;
+std::vector<std::string> SimdTargets() {
+  std::vector<std::string> names;
+  for (const Target& target : kTargets) {
+    if ((hwy::SupportedTargets() & target.bit) != 0) names.emplace_back(target.name);
+  }
+  return names;
 }
 
-}  // namespace kvferry::codec::cpu
+absl::Status ForceSimdTarget(std::string_view target) {
+  Choose(0);
+  if (target.empty()) return absl::OkStatus();
+  for (const Target& known : kTargets) {
+    if (known.name != target || (hwy::SupportedTargets() & known.bit) == 0) continue;
+    Choose(known.bit);
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(absl::StrCat("SIMD target '", ToAbsl(target),
+                                          "' is not one of: ", absl::StrJoin(SimdTargets(), ", ")));
+}
+
+namespace cpu {
+
+const Ops& SimdOps() {
+  static constexpr Ops kOps = {[]() -> const char* {
+                                 for (const Target& target : kTargets) {
+                                   if ((hwy::SupportedTargets() & target.bit) != 0) {
+                                     return target.name;
+                                   }
+                                 }
+                                 return "scalar";
+                               },
+                               QuantizeSimd, AttendRawSimd, AttendBlocksSimd};
+  return kOps;
+}
+
+}  // namespace cpu
+}  // namespace kvferry::codec

@@ -19,7 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
-#include "transport/work_queue.h"
+#include "common/work_queue.h"
 
 namespace kvferry::transport {
 namespace {

@@ -24,7 +24,7 @@
 #include "transport/rate_limit.h"
 #include "transport/ucx/handles.h"
 #include "transport/ucx/ucx_peer.h"
-#include "transport/work_queue.h"
+#include "common/work_queue.h"
 
 namespace kvferry::transport {
 namespace {

@@ -1,4 +1,4 @@
-#include "transport/work_queue.h"
+#include "common/work_queue.h"
 
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -6,11 +6,11 @@
 #include <cerrno>
 #include <utility>
 
-namespace kvferry::transport {
+namespace kvferry {
 
 absl::StatusOr<std::unique_ptr<WorkQueue>> WorkQueue::Create(const Clock& clock) {
   const int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, "eventfd of a progress thread");
+  if (fd < 0) return absl::ErrnoToStatus(errno, "eventfd of an event loop");
   return std::unique_ptr<WorkQueue>(new WorkQueue(fd, clock));
 }
 
@@ -56,4 +56,4 @@ void WorkQueue::Close() {
   dropped.swap(work_);
 }
 
-}  // namespace kvferry::transport
+}  // namespace kvferry

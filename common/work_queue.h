@@ -12,16 +12,16 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 
-namespace kvferry::transport {
+namespace kvferry {
 
-// What other threads ask of a progress thread, and when: a queue with an event fd to sleep on.
-// Thread: Push any; the rest the progress thread.
+// What other threads ask of an event loop, and when: a queue with an event fd to sleep on.
+// Thread: Push any; the rest the loop's.
 class WorkQueue {
  public:
   static absl::StatusOr<std::unique_ptr<WorkQueue>> Create(const Clock& clock);
   ~WorkQueue();
 
-  // Runs `work` on the progress thread, not before `delay` has passed. Dropped when the queue is
+  // Runs `work` on the loop's thread, not before `delay` has passed. Dropped when the queue is
   // closed.
   void Push(std::function<void()> work, absl::Duration delay = absl::ZeroDuration());
   // Runs what is due. True when there was something.
@@ -45,4 +45,4 @@ class WorkQueue {
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-}  // namespace kvferry::transport
+}  // namespace kvferry

@@ -1,5 +1,7 @@
 #include "model/chat_template.h"
 
+#include <initializer_list>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "model/unicode.h"
@@ -19,15 +21,18 @@ std::string_view Trimmed(std::string_view text) {
   return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
 }
 
+void Append(std::initializer_list<std::string_view> parts, std::string& text) {
+  for (const std::string_view part : parts) text += part;
+}
+
 void AppendTurn(ChatFormat format, std::string_view role, std::string_view content,
                 std::string& prompt) {
   switch (format) {
     case ChatFormat::kChatMl:
-      absl::StrAppend(&prompt, kChatMlStart, role, "\n", content, kChatMlEnd, "\n");
+      Append({kChatMlStart, role, "\n", content, kChatMlEnd, "\n"}, prompt);
       return;
     case ChatFormat::kLlama3:
-      absl::StrAppend(&prompt, kLlama3Start, role, "<|end_header_id|>\n\n", Trimmed(content),
-                      "<|eot_id|>");
+      Append({kLlama3Start, role, "<|end_header_id|>\n\n", Trimmed(content), "<|eot_id|>"}, prompt);
       return;
   }
 }
@@ -92,10 +97,10 @@ absl::StatusOr<std::string> RenderChat(ChatFormat format, std::span<const ChatTu
   for (const ChatTurn& turn : turns) AppendTurn(format, turn.role, turn.content, prompt);
   switch (format) {
     case ChatFormat::kChatMl:
-      absl::StrAppend(&prompt, kChatMlStart, "assistant\n");
+      Append({kChatMlStart, "assistant\n"}, prompt);
       break;
     case ChatFormat::kLlama3:
-      absl::StrAppend(&prompt, kLlama3Start, "assistant<|end_header_id|>\n\n");
+      Append({kLlama3Start, "assistant<|end_header_id|>\n\n"}, prompt);
       break;
   }
   return prompt;

@@ -195,7 +195,7 @@ const char kGpt2Expression[] =
 
 absl::StatusOr<std::vector<std::string>> PreTokenizerExpressions(std::string_view gguf_pre) {
   struct Known {
-    std::string_view name;
+    std::string name;
     std::vector<std::string> expressions;
   };
   static const auto& known = *new std::vector<Known>{
@@ -208,7 +208,7 @@ absl::StatusOr<std::vector<std::string>> PreTokenizerExpressions(std::string_vie
        {R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|)"
         R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"}},
   };
-  std::vector<std::string_view> names;
+  std::vector<std::string> names;
   for (const Known& entry : known) {
     if (entry.name == gguf_pre) return entry.expressions;
     names.push_back(entry.name);

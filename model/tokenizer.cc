@@ -109,7 +109,7 @@ class ByteLevelTokenizer : public Tokenizer {
   const std::string chat_template_;
 };
 
-absl::Status CheckId(std::int64_t id, std::size_t vocabulary, std::string_view what) {
+absl::Status CheckId(std::int64_t id, std::size_t vocabulary, const std::string& what) {
   if (id >= 0 && static_cast<std::uint64_t>(id) < vocabulary) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(what, " is token ", id, ", outside of the vocabulary of ", vocabulary));

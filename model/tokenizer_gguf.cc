@@ -11,17 +11,17 @@
 namespace kvferry::model {
 namespace {
 
-constexpr std::string_view kModel = "tokenizer.ggml.model";
-constexpr std::string_view kPre = "tokenizer.ggml.pre";
-constexpr std::string_view kTokens = "tokenizer.ggml.tokens";
-constexpr std::string_view kTypes = "tokenizer.ggml.token_type";
-constexpr std::string_view kMerges = "tokenizer.ggml.merges";
-constexpr std::string_view kAddBos = "tokenizer.ggml.add_bos_token";
-constexpr std::string_view kAddPrefix = "tokenizer.ggml.add_space_prefix";
-constexpr std::string_view kBos = "tokenizer.ggml.bos_token_id";
-constexpr std::string_view kEndKeys[] = {
-    "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
-constexpr std::string_view kChatTemplate = "tokenizer.chat_template";
+constexpr char kModel[] = "tokenizer.ggml.model";
+constexpr char kPre[] = "tokenizer.ggml.pre";
+constexpr char kTokens[] = "tokenizer.ggml.tokens";
+constexpr char kTypes[] = "tokenizer.ggml.token_type";
+constexpr char kMerges[] = "tokenizer.ggml.merges";
+constexpr char kAddBos[] = "tokenizer.ggml.add_bos_token";
+constexpr char kAddPrefix[] = "tokenizer.ggml.add_space_prefix";
+constexpr char kBos[] = "tokenizer.ggml.bos_token_id";
+constexpr const char* kEndKeys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                    "tokenizer.ggml.eom_token_id"};
+constexpr char kChatTemplate[] = "tokenizer.chat_template";
 
 // llama.cpp's llama_token_type.
 enum TokenType : std::int64_t {
@@ -33,11 +33,11 @@ enum TokenType : std::int64_t {
   kByte = 6,
 };
 
-absl::StatusOr<bool> BoolOr(const GgufFile& file, std::string_view key, bool otherwise) {
+absl::StatusOr<bool> BoolOr(const GgufFile& file, const char* key, bool otherwise) {
   return file.Has(key) ? file.Bool(key) : otherwise;
 }
 
-absl::StatusOr<std::int32_t> TokenId(const GgufFile& file, std::string_view key,
+absl::StatusOr<std::int32_t> TokenId(const GgufFile& file, const char* key,
                                      std::size_t vocabulary) {
   KVF_ASSIGN_OR_RETURN(const std::int64_t id, file.Int(key));
   if (id >= 0 && static_cast<std::uint64_t>(id) < vocabulary) return static_cast<std::int32_t>(id);
@@ -99,7 +99,7 @@ absl::StatusOr<TokenizerSpec> TokenizerSpecFromGguf(const GgufFile& file) {
   if (add_bos) {
     KVF_ASSIGN_OR_RETURN(spec.bos, TokenId(file, kBos, spec.tokens.size()));
   }
-  for (const std::string_view key : kEndKeys) {
+  for (const char* key : kEndKeys) {
     if (!file.Has(key)) continue;
     KVF_ASSIGN_OR_RETURN(const std::int32_t id, TokenId(file, key, spec.tokens.size()));
     spec.end_tokens.push_back(id);

@@ -36,17 +36,17 @@ bool BoolOr(const Json& value, bool otherwise) {
   return value.is_boolean() ? value.get<bool>() : otherwise;
 }
 
-absl::Status Missing(std::string_view field, std::string_view wanted) {
+absl::Status Missing(const std::string& field, const char* wanted) {
   return absl::InvalidArgumentError(
       absl::StrCat("tokenizer.json: ", field, " is missing or not ", wanted));
 }
 
-absl::Status Unsupported(std::string_view field, std::string_view value) {
+absl::Status Unsupported(const std::string& field, std::string_view value) {
   return absl::UnimplementedError(absl::StrCat("tokenizer.json: ", field, " ", Quoted(value),
                                                " is not supported (byte-level BPE is)"));
 }
 
-absl::StatusOr<std::int32_t> TokenId(const Json& value, std::string_view field) {
+absl::StatusOr<std::int32_t> TokenId(const Json& value, const std::string& field) {
   if (!value.is_number_integer()) return Missing(field, "an integer");
   if (value.is_number_unsigned() ? value.get<std::uint64_t>() >= kMaxTokens
                                  : value.get<std::int64_t>() < 0) {

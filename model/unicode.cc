@@ -51,7 +51,7 @@ Utf8Prefix FirstUtf8(std::string_view bytes) {
   return {Utf8Prefix::Kind::kCharacter, static_cast<std::size_t>(lead.length)};
 }
 
-absl::Status CheckUtf8(std::string_view text, std::string_view what) {
+absl::Status CheckUtf8(std::string_view text, const std::string& what) {
   for (std::size_t at = 0; at < text.size();) {
     const Utf8Prefix prefix = FirstUtf8(text.substr(at));
     if (prefix.kind != Utf8Prefix::Kind::kCharacter) {

@@ -25,7 +25,7 @@ struct Utf8Prefix {
 Utf8Prefix FirstUtf8(std::string_view bytes);
 
 // kInvalidArgument names `what` and the offset of the first byte that is not UTF-8.
-absl::Status CheckUtf8(std::string_view text, std::string_view what);
+absl::Status CheckUtf8(std::string_view text, const std::string& what);
 
 // Normalization form C of valid UTF-8.
 absl::StatusOr<std::string> ToNfc(std::string_view text);

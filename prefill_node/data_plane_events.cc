@@ -80,7 +80,8 @@ void DataPlane::OnPeerLost(PeerHandle handle, const absl::Status& why) {
       if (transfer->peer.handle == handle) ids.push_back(id);
     }
     if (peer != peers_.end()) {
-      Log(LogLevel::kWarning, "peer_lost",
+      const bool expected = stopped_ || peer->replaced;
+      Log(expected ? LogLevel::kDebug : LogLevel::kWarning, "peer_lost",
           {{"peer", peer->info.name}, {"transfers", ids.size()}, {"why", why}});
       peers_.erase(peer);
     } else if (ids.empty() && !stopped_) {

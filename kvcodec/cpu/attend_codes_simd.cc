@@ -226,7 +226,7 @@ void PrepareQueries(const std::byte* block, const format::ScalarLayout& at, cons
       const float largest = hn::GetLane(hn::MaxOfLanes(df, top[h]));
       const VF factor = hn::Set(df, largest > 0 ? kTop / largest : 0.0f);
       for (int c = 0; c < d; c += kLanesF) {
-        const auto code = hn::NearestInt(hn::Mul(hn::Load(df, &scaled[h][c]), factor));
+        const auto code = RoundToInt(hn::Mul(hn::Load(df, &scaled[h][c]), factor));
         hn::Store(hn::DemoteTo(d16, code), d16, &compact[h][row][c]);
       }
       const float sum = hn::GetLane(hn::SumOfLanes(df, constant[h]));
@@ -385,7 +385,7 @@ float QuantizeWeights(const std::byte* scale_bytes, const std::byte* min_bytes, 
   min_sum += hn::GetLane(hn::SumOfLanes(df, sum));
   const VF factor = hn::Set(df, largest > 0 ? kTop / largest : 0.0f);
   for (int i = 0; i < kBlockTokens; i += 8) {  // (j, tile / 2)
-    const auto code = hn::NearestInt(hn::Mul(hn::Load(df, weights + i), factor));
+    const auto code = RoundToInt(hn::Mul(hn::Load(df, weights + i), factor));
     hn::Store(hn::DemoteTo(d16, code), d16, compact + (i / 8 % 2 * 4 + i / 16) * 8);
   }
   return largest / kTop;

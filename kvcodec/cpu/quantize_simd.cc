@@ -47,55 +47,73 @@ struct Workspace {
   HWY_ALIGN float min[8 * kBlockTokens], inverse[8 * kBlockTokens];
 };
 
-// K: smallest and largest of each channel over GK tokens. false: a value is not finite.
-template <class Source>
-bool RangesOfK(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
-  const DF df;
-  const VF zero = hn::Zero(df);
-  VF poison = zero;  // becomes NaN with the first NaN or infinite value
-  for (int row = 0; row < kBlockTokens / spec.k_group_tokens; ++row) {
-    for (int channel = 0; channel < spec.head_dim; channel += kLanesF) {
-      const std::int64_t first = row * spec.k_group_tokens * stride + channel;
-      VF low = source.Load(df, first);
-      VF high = low;
-      poison = hn::MulAdd(low, zero, poison);
-      for (int token = 1; token < spec.k_group_tokens; ++token) {
-        const VF value = source.Load(df, first + token * stride);
-        low = hn::Min(low, value);
-        high = hn::Max(high, value);
-        poison = hn::MulAdd(value, zero, poison);
-      }
-      hn::Store(low, df, work.low + row * spec.head_dim + channel);
-      hn::Store(high, df, work.high + row * spec.head_dim + channel);
+// Whether all values of one side are finite.
+template <Raw16 kType>
+bool AllFinite(const std::uint16_t* values, std::int64_t stride, int head_dim) {
+  const hn::CappedTag<std::uint16_t, 16> d16;
+  const auto magnitude = hn::Set(d16, 0x7fff);
+  auto largest = hn::Zero(d16);
+  for (int token = 0; token < kBlockTokens; ++token) {
+    for (int channel = 0; channel < head_dim; channel += 16) {
+      const auto bits = hn::LoadU(d16, values + token * stride + channel);
+      largest = hn::Max(largest, hn::And(bits, magnitude));
     }
   }
-  return hn::AllTrue(df, hn::Eq(poison, zero));
+  const auto infinity = hn::Set(d16, kType == Raw16::kFp16 ? 0x7c00 : 0x7f80);
+  return hn::AllFalse(d16, hn::Eq(hn::Max(largest, infinity), largest));
+}
+
+// K: smallest and largest of each channel over GK tokens.
+template <class Source>
+void RangesOfK(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
+  const DF df;
+  for (int row = 0; row < kBlockTokens / spec.k_group_tokens; ++row) {
+    for (int channel = 0; channel < spec.head_dim; channel += 2 * kLanesF) {
+      const std::int64_t first = row * spec.k_group_tokens * stride + channel;
+      VF low0 = source.Load(df, first), low1 = source.Load(df, first + kLanesF);
+      VF high0 = low0, high1 = low1;
+      for (int token = 1; token < spec.k_group_tokens; ++token) {
+        const VF value0 = source.Load(df, first + token * stride);
+        const VF value1 = source.Load(df, first + token * stride + kLanesF);
+        low0 = hn::Min(low0, value0);
+        high0 = hn::Max(high0, value0);
+        low1 = hn::Min(low1, value1);
+        high1 = hn::Max(high1, value1);
+      }
+      float* low = work.low + row * spec.head_dim + channel;
+      float* high = work.high + row * spec.head_dim + channel;
+      hn::Store(low0, df, low);
+      hn::Store(low1, df, low + kLanesF);
+      hn::Store(high0, df, high);
+      hn::Store(high1, df, high + kLanesF);
+    }
+  }
 }
 
 // V: smallest and largest of each token over GV channels, at the position of its scale.
 template <class Source>
-bool RangesOfV(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
+void RangesOfV(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
   const DF df;
-  const VF zero = hn::Zero(df);
-  VF poison = zero;
+  const int groups = spec.head_dim / spec.v_group_channels;
   for (int token = 0; token < kBlockTokens; ++token) {
-    for (int begin = 0; begin < spec.head_dim; begin += spec.v_group_channels) {
-      const std::int64_t first = token * stride + begin;
-      VF low = source.Load(df, first);
-      VF high = low;
-      poison = hn::MulAdd(low, zero, poison);
-      for (int channel = kLanesF; channel < spec.v_group_channels; channel += kLanesF) {
-        const VF value = source.Load(df, first + channel);
-        low = hn::Min(low, value);
-        high = hn::Max(high, value);
-        poison = hn::MulAdd(value, zero, poison);
+    const int position = format::VScalePosition(token);
+    for (int group = 0; group < groups; ++group) {
+      const std::int64_t first = token * stride + group * spec.v_group_channels;
+      VF low0 = source.Load(df, first), low1 = source.Load(df, first + kLanesF);
+      VF high0 = low0, high1 = low1;
+      for (int channel = 2 * kLanesF; channel < spec.v_group_channels; channel += 2 * kLanesF) {
+        const VF value0 = source.Load(df, first + channel);
+        const VF value1 = source.Load(df, first + channel + kLanesF);
+        low0 = hn::Min(low0, value0);
+        high0 = hn::Max(high0, value0);
+        low1 = hn::Min(low1, value1);
+        high1 = hn::Max(high1, value1);
       }
-      const int index = format::VScaleIndex(spec.v_group_channels, token, begin);
-      work.low[index] = hn::GetLane(hn::MinOfLanes(df, low));
-      work.high[index] = hn::GetLane(hn::MaxOfLanes(df, high));
+      const int index = group * kBlockTokens + position;
+      work.low[index] = hn::GetLane(hn::MinOfLanes(df, hn::Min(low0, low1)));
+      work.high[index] = hn::GetLane(hn::MaxOfLanes(df, hn::Max(high0, high1)));
     }
   }
-  return hn::AllTrue(df, hn::Eq(poison, zero));
 }
 
 // MakeGroupScale of group_scale.h, eight groups at a time.
@@ -130,39 +148,38 @@ bool MakeScales(int groups, float levels, Workspace& work, std::byte* scale_out,
   return hn::AllTrue(du16, hn::Eq(overflow, hn::Zero(du16)));
 }
 
-// Codes of two tokens, eight (or four) channels: rounds, clamps, and puts four channels to a unit.
-HWY_INLINE void StoreCodes(
-    VF first, VF second,
-    hn::VFromD<hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, DF> > > top,
-    std::uint32_t* units) {
-  const hn::Repartition<std::int16_t, DF> d16;
-  const hn::Rebind<std::uint8_t, decltype(d16)> d8;
-  // Per 16 bytes: four channels of the first token, then the same of the second.
-  const auto words = hn::ReorderDemote2To(d16, hn::NearestInt(first), hn::NearestInt(second));
-  const auto codes = hn::Min(hn::DemoteTo(d8, words), top);
-  HWY_ALIGN std::uint64_t pairs[kLanesF / 4];
-  hn::Store(hn::BitCast(hn::Repartition<std::uint64_t, decltype(d8)>(), codes),
-            hn::Repartition<std::uint64_t, decltype(d8)>(), pairs);
-  for (int unit = 0; unit < kLanesF / 4; ++unit) {
-    std::memcpy(units + unit * kBlockTokens, &pairs[unit], 8);
-  }
+// Codes of four tokens and eight channels: rounds, clamps, and puts four channels to a unit.
+HWY_INLINE void StoreCodes(const VF (&values)[4], hn::Vec256<std::uint8_t> top,
+                           std::uint32_t* units) {
+  // Per 16 bytes: four channels of each of the four tokens.
+  const __m256i low = _mm256_packs_epi32(RoundToInt(values[0]).raw, RoundToInt(values[1]).raw);
+  const __m256i high = _mm256_packs_epi32(RoundToInt(values[2]).raw, RoundToInt(values[3]).raw);
+  const __m256i codes = _mm256_min_epu8(_mm256_packus_epi16(low, high), top.raw);
+  _mm_store_si128(reinterpret_cast<__m128i*>(units), _mm256_castsi256_si128(codes));
+  _mm_store_si128(reinterpret_cast<__m128i*>(units + kBlockTokens),
+                  _mm256_extracti128_si256(codes, 1));
+}
+
+HWY_INLINE hn::Vec256<std::uint8_t> TopCode(int bits) {
+  return hn::Set(hn::Full256<std::uint8_t>(), static_cast<std::uint8_t>((1 << bits) - 1));
 }
 
 template <class Source>
 void CodesOfK(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
   const DF df;
-  const hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, DF> > d8;
-  const auto top = hn::Set(d8, static_cast<std::uint8_t>((1 << spec.k_bits) - 1));
+  const auto top = TopCode(spec.k_bits);
   for (int channel = 0; channel < spec.head_dim; channel += kLanesF) {
     for (int row = 0; row < kBlockTokens / spec.k_group_tokens; ++row) {
       const VF min = hn::Load(df, work.min + row * spec.head_dim + channel);
       const VF inverse = hn::Load(df, work.inverse + row * spec.head_dim + channel);
       const int begin = row * spec.k_group_tokens;
-      for (int token = begin; token < begin + spec.k_group_tokens; token += 2) {
-        const std::int64_t at = token * stride + channel;
-        const VF first = hn::Mul(hn::Sub(source.Load(df, at), min), inverse);
-        const VF second = hn::Mul(hn::Sub(source.Load(df, at + stride), min), inverse);
-        StoreCodes(first, second, top, &work.units[channel / 4][token]);
+      for (int token = begin; token < begin + spec.k_group_tokens; token += 4) {
+        VF values[4];
+        for (int i = 0; i < 4; ++i) {
+          const VF value = source.Load(df, (token + i) * stride + channel);
+          values[i] = hn::Mul(hn::Sub(value, min), inverse);
+        }
+        StoreCodes(values, top, &work.units[channel / 4][token]);
       }
     }
   }
@@ -171,56 +188,25 @@ void CodesOfK(const Source& source, std::int64_t stride, const BlockSpec& spec, 
 template <class Source>
 void CodesOfV(const Source& source, std::int64_t stride, const BlockSpec& spec, Workspace& work) {
   const DF df;
-  const hn::Rebind<std::uint8_t, hn::Repartition<std::int16_t, DF> > d8;
-  const auto top = hn::Set(d8, static_cast<std::uint8_t>((1 << spec.v_bits) - 1));
-  for (int token = 0; token < kBlockTokens; token += 2) {
-    for (int begin = 0; begin < spec.head_dim; begin += spec.v_group_channels) {
-      const int index0 = format::VScaleIndex(spec.v_group_channels, token, begin);
-      const int index1 = format::VScaleIndex(spec.v_group_channels, token + 1, begin);
-      const VF min0 = hn::Set(df, work.min[index0]), min1 = hn::Set(df, work.min[index1]);
-      const VF inverse0 = hn::Set(df, work.inverse[index0]);
-      const VF inverse1 = hn::Set(df, work.inverse[index1]);
+  const auto top = TopCode(spec.v_bits);
+  for (int token = 0; token < kBlockTokens; token += 4) {
+    for (int group = 0; group < spec.head_dim / spec.v_group_channels; ++group) {
+      VF min[4], inverse[4];
+      for (int i = 0; i < 4; ++i) {
+        const int index = group * kBlockTokens + format::VScalePosition(token + i);
+        min[i] = hn::Set(df, work.min[index]);
+        inverse[i] = hn::Set(df, work.inverse[index]);
+      }
+      const int begin = group * spec.v_group_channels;
       for (int channel = begin; channel < begin + spec.v_group_channels; channel += kLanesF) {
-        const std::int64_t at = token * stride + channel;
-        const VF first = hn::Mul(hn::Sub(source.Load(df, at), min0), inverse0);
-        const VF second = hn::Mul(hn::Sub(source.Load(df, at + stride), min1), inverse1);
-        StoreCodes(first, second, top, &work.units[channel / 4][token]);
+        VF values[4];
+        for (int i = 0; i < 4; ++i) {
+          const VF value = source.Load(df, (token + i) * stride + channel);
+          values[i] = hn::Mul(hn::Sub(value, min[i]), inverse[i]);
+        }
+        StoreCodes(values, top, &work.units[channel / 4][token]);
       }
     }
-  }
-}
-
-// The words of format.h. `field(pair, r)` gives the codes of one channel pair (K) or channel (V):
-// both halves h = 0, 1 in the low 16 bits of each half of a 32-bit word.
-template <int kBits, class Field>
-HWY_INLINE void MakeWords(int n, Field field, VU* words) {
-  const DU du;
-  if constexpr (kBits == 3) {
-    const VU low = hn::Set(du, 0x00010001u);
-    const VU last = field(8 * n + 7, 1);
-    for (int m = 0; m < 3; ++m) {
-      const VU middle = m == 0   ? field(8 * n + 6, 0)
-                        : m == 1 ? field(8 * n + 6, 1)
-                                 : field(8 * n + 7, 0);
-      const VU bit = hn::And(m == 0   ? last
-                             : m == 1 ? hn::ShiftRight<1>(last)
-                                      : hn::ShiftRight<2>(last),
-                             low);
-      VU word = hn::Or(field(8 * n + 2 * m, 0), hn::ShiftLeft<3>(field(8 * n + 2 * m + 1, 0)));
-      word = hn::Or(word, hn::ShiftLeft<6>(middle));
-      word = hn::Or(word, hn::ShiftLeft<9>(field(8 * n + 2 * m, 1)));
-      word = hn::Or(word, hn::ShiftLeft<12>(field(8 * n + 2 * m + 1, 1)));
-      words[m] = hn::Or(word, hn::ShiftLeft<15>(bit));
-    }
-  } else {
-    constexpr int kFields = 8 / kBits;
-    VU word = hn::Or(field(n * kFields, 0), hn::ShiftLeft<8>(field(n * kFields, 1)));
-    for (int k = 1; k < kFields; ++k) {
-      const VU both =
-          hn::Or(field(n * kFields + k, 0), hn::ShiftLeft<8>(field(n * kFields + k, 1)));
-      word = hn::Or(word, hn::ShiftLeftSame(both, kBits * k));
-    }
-    words[0] = word;
   }
 }
 
@@ -233,14 +219,65 @@ struct Words {
   }
 };
 
-// One lane's half2 of channels: [f0h0 f0h1 f1h0 f1h1] bytes of a unit -> h0 | h1 << 16 of one f.
-HWY_INLINE VU KField(const Workspace& work, int pair, int j, int token) {
+// Three words from `field(pair, r)`: the codes of both halves h in the low bits of each half of a
+// word.
+template <class Field>
+HWY_INLINE void MakeTriple(Field field, VU* words) {
   const DU du;
-  const int w = pair / 4, f = pair % 4;
-  const VU unit = hn::Load(du, &work.units[8 * w + 2 * j + f / 2][token]);
-  const VU codes = f % 2 == 0 ? unit : hn::ShiftRight<16>(unit);
+  const VU last = field(7, 1), low = hn::Set(du, 0x00010001u);
+  const VU middle[3] = {field(6, 0), field(6, 1), field(7, 0)};
+  const VU bit[3] = {last, hn::ShiftRight<1>(last), hn::ShiftRight<2>(last)};
+  for (int m = 0; m < 3; ++m) {
+    VU word = hn::Or(field(2 * m, 0), hn::ShiftLeft<3>(field(2 * m + 1, 0)));
+    word = hn::Or(word, hn::ShiftLeft<6>(middle[m]));
+    word = hn::Or(word, hn::ShiftLeft<9>(field(2 * m, 1)));
+    word = hn::Or(word, hn::ShiftLeft<12>(field(2 * m + 1, 1)));
+    words[m] = hn::Or(word, hn::ShiftLeft<15>(hn::And(bit[m], low)));
+  }
+}
+
+// h0 | h1 << 8 in the low 16 bits -> h0 | h1 << 16.
+HWY_INLINE VU SpreadHalves(VU codes) {
+  const DU du;
   return hn::Or(hn::And(codes, hn::Set(du, 0xffu)),
                 hn::And(hn::ShiftLeft<8>(codes), hn::Set(du, 0xff0000u)));
+}
+
+// Words n of K for lane j and the eight g of `token` (a tile's begin): units hold [f0h0 f0h1 f1h0
+// f1h1].
+template <int kBits>
+HWY_INLINE void KWords(const Workspace& work, int n, int j, int token, VU* words) {
+  const DU du;
+  const auto unit = [&](int w, int e, int r) HWY_ATTR {
+    return hn::Load(du, &work.units[8 * w + 2 * j + e][token + 8 * r]);
+  };
+  if constexpr (kBits == 3) {
+    MakeTriple(
+        [&](int pair, int r) HWY_ATTR {
+          const VU codes = unit(2 * n + pair / 4, pair % 4 / 2, r);
+          return SpreadHalves(pair % 2 == 0 ? codes : hn::ShiftRight<16>(codes));
+        },
+        words);
+  } else {
+    const auto half = [&](int r) HWY_ATTR {  // all fields of byte r, both h
+      const auto two = [&](int w, int e) HWY_ATTR {
+        const VU codes = unit(w, e, r);
+        return hn::Or(codes, hn::ShiftRight<16 - kBits % 16>(codes));
+      };
+      if constexpr (kBits == 8) {
+        return hn::ShiftRightSame(unit(n / 4, n % 4 / 2, r), 16 * (n % 2));
+      } else if constexpr (kBits == 4) {
+        return two(n / 2, n % 2);
+      } else if constexpr (kBits == 2) {
+        return hn::Or(two(n, 0), hn::ShiftLeft<4>(two(n, 1)));
+      } else {
+        const VU low = hn::Or(two(2 * n, 0), hn::ShiftLeft<2>(two(2 * n, 1)));
+        const VU high = hn::Or(two(2 * n + 1, 0), hn::ShiftLeft<2>(two(2 * n + 1, 1)));
+        return hn::Or(low, hn::ShiftLeft<4>(high));
+      }
+    };
+    words[0] = hn::Or(SpreadHalves(half(0)), hn::ShiftLeft<8>(SpreadHalves(half(1))));
+  }
 }
 
 template <int kBits>
@@ -251,77 +288,99 @@ void PackK(const Workspace& work, int head_dim, std::byte* region) {
   const int stream = 2 * head_dim;
   for (int n = 0; n < Words<kBits>::PerTile(head_dim); ++n) {
     for (int j = 0; j < 4; ++j) {
-      for (int g = 0; g < 8; g += kLanesF) {
-        VU tile_words[format::kTiles][kStreams];
-        for (int tile = 0; tile < format::kTiles; ++tile) {
-          MakeWords<kBits>(
-              n,
-              [&](int pair, int r)
-                  HWY_ATTR { return KField(work, pair, j, tile * 16 + 8 * r + g); },
-              tile_words[tile]);
-        }
-        for (int m = 0; m < kStreams; ++m) {
-          HWY_ALIGN std::uint32_t lines[4 * kLanesF];  // [g][tile]
-          hn::StoreInterleaved4(tile_words[0][m], tile_words[1][m], tile_words[2][m],
-                                tile_words[3][m], du, lines);
-          std::uint32_t* plane = words + m * stream + n * format::kPlaneWords;
-          for (int i = 0; i < kLanesF; ++i) {
-            std::memcpy(plane + ((g + i) * 4 + j) * format::kSlots, lines + 4 * i, 16);
-          }
+      VU tile_words[format::kTiles][kStreams];
+      for (int tile = 0; tile < format::kTiles; ++tile) {
+        KWords<kBits>(work, n, j, tile * 16, tile_words[tile]);
+      }
+      for (int m = 0; m < kStreams; ++m) {
+        HWY_ALIGN std::uint32_t lines[4 * kLanesF];  // [g][tile]
+        hn::StoreInterleaved4(tile_words[0][m], tile_words[1][m], tile_words[2][m],
+                              tile_words[3][m], du, lines);
+        std::uint32_t* plane = words + m * stream + n * format::kPlaneWords;
+        for (int g = 0; g < 8; ++g) {
+          std::memcpy(plane + (g * 4 + j) * format::kSlots, lines + 4 * g, 16);
         }
       }
     }
   }
 }
 
-// Tokens 2j and 2j + 1 of one channel, in the low word of a 64-bit lane j.
-HWY_INLINE VU VField(const Workspace& work, int pair, int g, int token) {
+// Words n of V for one g and the lanes j = 0..3 of `token` (a tile's begin), in the low half of 64
+// bits each: units hold the four channels of a token, lanes the tokens 2j + h.
+template <int kBits>
+HWY_INLINE void VWords(const Workspace& work, int n, int g, int token, VU* words) {
   const DU du;
   const DW dw;
-  const VU unit = hn::Load(du, &work.units[8 * (pair / 4) + g][token]);
-  const VU codes = hn::And(hn::ShiftRightSame(unit, 8 * (pair % 4)), hn::Set(du, 0xffu));
-  const auto wide = hn::BitCast(dw, codes);
-  return hn::BitCast(du, hn::Or(wide, hn::ShiftRight<16>(wide)));
+  const VU byte = hn::Set(du, 0xffu);
+  const auto unit = [&](int w, int r)
+                        HWY_ATTR { return hn::Load(du, &work.units[8 * w + g][token + 8 * r]); };
+  const auto join_halves = [&](VU codes) HWY_ATTR {  // h is the odd lane
+    const auto wide = hn::BitCast(dw, codes);
+    return hn::BitCast(du, hn::Or(wide, hn::ShiftRight<16>(wide)));
+  };
+  if constexpr (kBits == 3) {
+    MakeTriple(
+        [&](int pair, int r) HWY_ATTR {
+          const VU codes = hn::ShiftRightSame(unit(2 * n + pair / 4, r), 8 * (pair % 4));
+          return join_halves(hn::And(codes, byte));
+        },
+        words);
+  } else {
+    const auto fields = [&](int r) HWY_ATTR {  // all fields of byte r, in the low byte
+      const auto two = [&](int w) HWY_ATTR {
+        const VU codes = unit(w, r);
+        return hn::Or(codes, hn::ShiftRight<8 - kBits % 8>(codes));
+      };
+      const auto four = [&](int w) HWY_ATTR {
+        const VU codes = two(w);
+        return hn::And(hn::Or(codes, hn::ShiftRight<16 - 2 * (kBits % 8)>(codes)), byte);
+      };
+      if constexpr (kBits == 8) {
+        return hn::And(hn::ShiftRightSame(unit(n / 4, r), 8 * (n % 4)), byte);
+      } else if constexpr (kBits == 4) {
+        return hn::And(hn::ShiftRightSame(two(n / 2), 16 * (n % 2)), byte);
+      } else if constexpr (kBits == 2) {
+        return four(n);
+      } else {
+        const VU nibble = hn::Set(du, 0xfu);
+        return hn::Or(hn::And(four(2 * n), nibble),
+                      hn::ShiftLeft<4>(hn::And(four(2 * n + 1), nibble)));
+      }
+    };
+    words[0] = join_halves(hn::Or(fields(0), hn::ShiftLeft<8>(fields(1))));
+  }
 }
 
 template <int kBits>
 void PackV(const Workspace& work, int head_dim, std::byte* region) {
-  const DU du;
   const DW dw;
   constexpr int kStreams = Words<kBits>::kStreams;
-  constexpr int kStep = kLanesF / 2;  // lanes j that one vector of tokens covers
   auto* words = reinterpret_cast<std::uint32_t*>(region);
   const int per_tile = Words<kBits>::PerTile(head_dim);
   const int u = format::internal::Gcd4(per_tile), stream = 2 * head_dim;
   const auto low = hn::Set(dw, 0xffffffffu);
   for (int plane = 0; plane < per_tile; ++plane) {
+    const int columns = per_tile / u;
+    int token[format::kSlots], n[format::kSlots];
+    for (int slot = 0; slot < format::kSlots; ++slot) {
+      token[slot] = (plane / columns * (4 / u) + slot / u) * 16;
+      n[slot] = plane % columns * u + slot % u;
+    }
     for (int g = 0; g < 8; ++g) {
-      for (int j = 0; j < 4; j += kStep) {
-        VU slots[format::kSlots][kStreams];
-        for (int slot = 0; slot < format::kSlots; ++slot) {
-          const int tile = plane / (per_tile / u) * (4 / u) + slot / u;
-          const int n = plane % (per_tile / u) * u + slot % u;
-          MakeWords<kBits>(
-              n,
-              [&](int pair, int r)
-                  HWY_ATTR { return VField(work, pair, g, tile * 16 + 8 * r + 2 * j); },
-              slots[slot]);
-        }
-        for (int m = 0; m < kStreams; ++m) {
-          const auto pair = [&](int slot) HWY_ATTR {
-            return hn::Or(hn::And(hn::BitCast(dw, slots[slot][m]), low),
-                          hn::ShiftLeft<32>(hn::BitCast(dw, slots[slot + 1][m])));
-          };
-          HWY_ALIGN std::uint64_t lines[2 * hn::MaxLanes(DW())];  // [j][slot pair]
-          hn::StoreInterleaved2(pair(0), pair(2), dw, lines);
-          std::memcpy(
-              words + m * stream + plane * format::kPlaneWords + (g * 4 + j) * format::kSlots,
-              lines, sizeof lines);
-        }
+      VU slots[format::kSlots][kStreams];
+      for (int slot = 0; slot < format::kSlots; ++slot) {
+        VWords<kBits>(work, n[slot], g, token[slot], slots[slot]);
+      }
+      for (int m = 0; m < kStreams; ++m) {
+        const auto pair = [&](int slot) HWY_ATTR {
+          return hn::Or(hn::And(hn::BitCast(dw, slots[slot][m]), low),
+                        hn::ShiftLeft<32>(hn::BitCast(dw, slots[slot + 1][m])));
+        };
+        std::uint32_t* line = words + m * stream + plane * format::kPlaneWords + g * 16;
+        hn::StoreInterleaved2(pair(0), pair(2), dw, reinterpret_cast<std::uint64_t*>(line));
       }
     }
   }
-  (void)du;
 }
 
 // The last group of 32 channels where their number is odd (head_dim 96 at 1 and 3 bits).
@@ -376,8 +435,12 @@ bool QuantizeScalar(const HeadRows& rows, const BlockSpec& spec, std::byte* bloc
   const Raw16Source<kType> k = {rows.k}, v = {rows.v};
   Workspace work;
   const int k_groups = kBlockTokens / spec.k_group_tokens * spec.head_dim;
-  if (!RangesOfK(k, rows.token_stride, spec, work) ||
-      !MakeScales(k_groups, static_cast<float>((1 << spec.k_bits) - 1), work, block + at.k_scale,
+  if (!AllFinite<kType>(rows.k, rows.token_stride, spec.head_dim) ||
+      !AllFinite<kType>(rows.v, rows.token_stride, spec.head_dim)) {
+    return false;
+  }
+  RangesOfK(k, rows.token_stride, spec, work);
+  if (!MakeScales(k_groups, static_cast<float>((1 << spec.k_bits) - 1), work, block + at.k_scale,
                   block + at.k_min)) {
     return false;
   }
@@ -385,8 +448,8 @@ bool QuantizeScalar(const HeadRows& rows, const BlockSpec& spec, std::byte* bloc
   PackBits(work, false, spec.k_bits, spec.head_dim, block + at.k_codes);
 
   const int v_groups = kBlockTokens * (spec.head_dim / spec.v_group_channels);
-  if (!RangesOfV(v, rows.token_stride, spec, work) ||
-      !MakeScales(v_groups, static_cast<float>((1 << spec.v_bits) - 1), work, block + at.v_scale,
+  RangesOfV(v, rows.token_stride, spec, work);
+  if (!MakeScales(v_groups, static_cast<float>((1 << spec.v_bits) - 1), work, block + at.v_scale,
                   block + at.v_min)) {
     return false;
   }
@@ -395,27 +458,29 @@ bool QuantizeScalar(const HeadRows& rows, const BlockSpec& spec, std::byte* bloc
   return true;
 }
 
-template <class Source>
-bool QuantizeInt8Side(const Source& source, std::int64_t stride, int head_dim, std::byte* codes,
-                      std::byte* scales) {
+template <Raw16 kType>
+bool QuantizeInt8Side(const std::uint16_t* values, std::int64_t stride, int head_dim,
+                      std::byte* codes, std::byte* scales) {
+  if (!AllFinite<kType>(values, stride, head_dim)) return false;
   const DF df;
   const hn::Rebind<std::int8_t, DF> d8;
-  const VF zero = hn::Zero(df);
+  const Raw16Source<kType> source = {values};
+  const VF top = hn::Set(df, 127.0f), bottom = hn::Set(df, -127.0f);
   for (int token = 0; token < kBlockTokens; ++token) {
-    VF largest = zero, poison = zero;
-    for (int channel = 0; channel < head_dim; channel += kLanesF) {
-      const VF value = source.Load(df, token * stride + channel);
-      largest = hn::Max(largest, hn::Abs(value));
-      poison = hn::MulAdd(value, zero, poison);
+    VF largest0 = hn::Zero(df), largest1 = hn::Zero(df);
+    for (int channel = 0; channel < head_dim; channel += 2 * kLanesF) {
+      const std::int64_t at = token * stride + channel;
+      largest0 = hn::Max(largest0, hn::Abs(source.Load(df, at)));
+      largest1 = hn::Max(largest1, hn::Abs(source.Load(df, at + kLanesF)));
     }
-    const Int8Scale scale = MakeInt8Scale(hn::GetLane(hn::MaxOfLanes(df, largest)));
-    if (!scale.fits || !hn::AllTrue(df, hn::Eq(poison, zero))) return false;
+    const Int8Scale scale =
+        MakeInt8Scale(hn::GetLane(hn::MaxOfLanes(df, hn::Max(largest0, largest1))));
+    if (!scale.fits) return false;
     StoreU16(scales, token, scale.scale);
     const VF inverse = hn::Set(df, scale.inverse);
-    const VF top = hn::Set(df, 127.0f), bottom = hn::Set(df, -127.0f);
     for (int channel = 0; channel < head_dim; channel += kLanesF) {
       const VF code = hn::Mul(source.Load(df, token * stride + channel), inverse);
-      const auto rounded = hn::NearestInt(hn::Min(hn::Max(code, bottom), top));
+      const auto rounded = RoundToInt(hn::Min(hn::Max(code, bottom), top));
       hn::StoreU(hn::DemoteTo(d8, rounded), d8,
                  reinterpret_cast<std::int8_t*>(codes) + token * head_dim + channel);
     }
@@ -426,10 +491,10 @@ bool QuantizeInt8Side(const Source& source, std::int64_t stride, int head_dim, s
 template <Raw16 kType>
 bool QuantizeInt8(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
   const format::Int8Layout at = format::Int8Block(spec.head_dim);
-  return QuantizeInt8Side(Raw16Source<kType>{rows.k}, rows.token_stride, spec.head_dim,
-                          block + at.k_codes, block + at.k_scale) &&
-         QuantizeInt8Side(Raw16Source<kType>{rows.v}, rows.token_stride, spec.head_dim,
-                          block + at.v_codes, block + at.v_scale);
+  return QuantizeInt8Side<kType>(rows.k, rows.token_stride, spec.head_dim, block + at.k_codes,
+                                 block + at.k_scale) &&
+         QuantizeInt8Side<kType>(rows.v, rows.token_stride, spec.head_dim, block + at.v_codes,
+                                 block + at.v_scale);
 }
 
 bool CopyRaw16Side(const std::uint16_t* values, std::int64_t stride, Raw16 type, int head_dim,

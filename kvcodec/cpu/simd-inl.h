@@ -9,7 +9,10 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kvcodec/cpu/simd_targets.h"
 #include "kvcodec/kv_view.h"
+
+#if KVFERRY_SIMD_TARGET
 
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
@@ -34,6 +37,19 @@ struct Raw16Source {
   }
 };
 
+// Nearest, ties to even, of values that fit. (NearestInt of Highway also repairs what does not
+// fit.)
+HWY_INLINE hn::VFromD<hn::CappedTag<std::int32_t, 8>> RoundToInt(
+    hn::VFromD<hn::CappedTag<float, 8>> v) {
+  return hn::VFromD<hn::CappedTag<std::int32_t, 8>>{_mm256_cvtps_epi32(v.raw)};
+}
+#if HWY_MAX_BYTES >= 64
+HWY_INLINE hn::VFromD<hn::CappedTag<std::int32_t, 16>> RoundToInt(
+    hn::VFromD<hn::CappedTag<float, 16>> v) {
+  return hn::VFromD<hn::CappedTag<std::int32_t, 16>>{_mm512_cvtps_epi32(v.raw)};
+}
+#endif
+
 struct Int8Source {
   const std::int8_t* values;
 
@@ -47,5 +63,7 @@ struct Int8Source {
 
 }  // namespace kvferry::codec::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#endif  // KVFERRY_SIMD_TARGET
 
 #endif  // per-target guard

@@ -9,6 +9,9 @@
 #include <cmath>
 
 #include "hwy/highway.h"
+#include "kvcodec/cpu/simd-inl.h"
+
+#if KVFERRY_SIMD_TARGET
 
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
@@ -20,7 +23,7 @@ template <class D, class V = hn::VFromD<D>>
 HWY_INLINE V Exp2(D df, V x) {
   const hn::RebindToSigned<D> di;
   x = hn::Max(hn::Set(df, -126.0f), x);
-  const auto whole = hn::NearestInt(x);
+  const auto whole = RoundToInt(x);
   const V f = hn::Sub(x, hn::ConvertTo(df, whole));  // [-0.5, 0.5]
   // ln(2)^n / n!
   V y = hn::Set(df, 1.54035304e-4f);
@@ -58,5 +61,7 @@ HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT scores, int count, float& m, fl
 
 }  // namespace kvferry::codec::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
+
+#endif  // KVFERRY_SIMD_TARGET
 
 #endif  // per-target guard

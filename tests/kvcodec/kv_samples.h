@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -79,6 +80,24 @@ class GuardedPage {
 
 inline std::unique_ptr<Backend> MakeBackend(bool scalar, int threads = 1) {
   return CreateCpuBackend({.threads = threads, .scalar = scalar}).value();
+}
+
+// "scalar" and every SIMD target of this CPU: what the parameterized tests run on.
+inline std::vector<std::string> BackendNames() {
+  std::vector<std::string> names = SimdTargets();
+  names.insert(names.begin(), "scalar");
+  return names;
+}
+inline std::string BackendTestName(const testing::TestParamInfo<std::string>& info) {
+  std::string name = info.param;
+  std::erase(name, '-');
+  return name;
+}
+inline std::unique_ptr<Backend> MakeNamedBackend(const std::string& name, int threads = 1) {
+  EXPECT_TRUE(ForceSimdTarget(name == "scalar" ? "" : name).ok());
+  std::unique_ptr<Backend> backend = MakeBackend(name == "scalar", threads);
+  EXPECT_EQ(backend->name(), "cpu-" + name);
+  return backend;
 }
 
 inline BlockSpec ScalarSpec(int head_dim, int k_bits, int v_bits, int k_group, int v_group) {

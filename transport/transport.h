@@ -63,7 +63,7 @@ class MessageSink {
 
   // A message with payload has arrived or is about to. Validates the header before it names a
   // landing slot. An unknown peer's messages come with the handle 0: there is no way to answer
-  // them.
+  // them, and a payload that is accepted from one ends in OnPayload with kFailedPrecondition.
   virtual Landing OnIncoming(PeerHandle from, MessageType type, std::span<const std::byte> header,
                              std::size_t payload_bytes) = 0;
 
@@ -103,7 +103,8 @@ class Transport {
 
   // Posts one message. `header` (<= kMaxHeaderBytes) is copied; `payload` lies in a Region and
   // stays untouched until `done`. `done` is always called, with kUnavailable when the peer is lost
-  // first. Messages to one peer may overtake each other.
+  // first and kCancelled (on the caller's thread) when the transport has stopped. Messages to one
+  // peer may overtake each other.
   virtual void Send(PeerHandle peer, MessageType type, std::span<const std::byte> header,
                     std::span<const std::byte> payload, SendDone done) = 0;
 

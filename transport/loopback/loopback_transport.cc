@@ -20,6 +20,7 @@
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "common/work_queue.h"
+#include "transport/pending_done.h"
 
 namespace kvferry::transport {
 namespace {
@@ -159,12 +160,13 @@ class LoopbackTransport : public Transport {
     Parcel parcel{.sender_incarnation = options_.incarnation,
                   .type = type,
                   .header = {header.begin(), header.end()}};
+    auto ending = std::make_shared<PendingDone>(std::move(done));  // shared: work is copyable
     if (OnProgressThread()) {
-      PostSend(to, std::move(parcel), payload, done);
+      PostSend(to, std::move(parcel), payload, *ending);
       return;
     }
-    Post([this, to, parcel = std::move(parcel), payload, done = std::move(done)]() mutable {
-      PostSend(to, std::move(parcel), payload, done);
+    Post([this, to, parcel = std::move(parcel), payload, ending]() mutable {
+      PostSend(to, std::move(parcel), payload, *ending);
     });
   }
 
@@ -181,7 +183,6 @@ class LoopbackTransport : public Transport {
     network_->Detach(address_);
     Post([this] { stopping_ = true; });
     thread_.join();
-    work_->Close();
   }
 
   void Deliver(Parcel parcel, absl::Duration delay) {
@@ -212,6 +213,7 @@ class LoopbackTransport : public Transport {
       ppoll(&fd, 1, &timeout, nullptr);
       work_->Drain();
     }
+    work_->Close();
     while (!peers_.empty())
       Lose(peers_.begin()->first, absl::CancelledError("the transport stops"));
   }
@@ -262,7 +264,7 @@ class LoopbackTransport : public Transport {
   }
 
   void PostSend(PeerHandle to, Parcel parcel, std::span<const std::byte> payload,
-                const SendDone& done) {
+                PendingDone& done) {
     const auto found = peers_.find(to);
     if (found == peers_.end()) {
       done(absl::UnavailableError("the peer is not connected"));
@@ -288,6 +290,11 @@ class LoopbackTransport : public Transport {
     const Landing landing =
         sink_.OnIncoming(from, parcel.type, parcel.header, parcel.payload.size());
     if (landing.slot.size() < parcel.payload.size()) return;
+    if (from == PeerHandle{}) {
+      sink_.OnPayload(from, landing.cookie,
+                      absl::FailedPreconditionError("the sender is not connected"));
+      return;
+    }
     std::copy(parcel.payload.begin(), parcel.payload.end(), landing.slot.begin());
     sink_.OnPayload(from, landing.cookie, absl::OkStatus());
   }

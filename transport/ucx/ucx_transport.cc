@@ -21,10 +21,11 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
+#include "common/work_queue.h"
+#include "transport/pending_done.h"
 #include "transport/rate_limit.h"
 #include "transport/ucx/handles.h"
 #include "transport/ucx/ucx_peer.h"
-#include "common/work_queue.h"
 
 namespace kvferry::transport {
 namespace {
@@ -33,6 +34,7 @@ constexpr std::uint32_t kAddressMagic = 0x3155564b;  // "KVU1"
 constexpr std::size_t kAddressHeaderBytes = 8;       // magic, crc32c of the rest
 constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
 constexpr std::size_t kRegionAlignment = 4096;
+constexpr int kProgressBurst = 256;  // then commands and timers have their turn
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
 
@@ -181,7 +183,7 @@ class UcxTransport : public Transport {
     std::memcpy(send->header.data(), &prefix, sizeof(prefix));
     std::copy(header.begin(), header.end(), send->header.begin() + sizeof(prefix));
     send->payload = payload;
-    send->done = std::move(done);
+    send->done = PendingDone(std::move(done));
     if (OnProgressThread()) {
       Admit(std::move(send));
       return;
@@ -207,7 +209,6 @@ class UcxTransport : public Transport {
     if (!thread_.joinable()) return;
     Post([this] { stopping_ = true; });
     thread_.join();
-    work_->Close();
   }
 
  private:
@@ -222,7 +223,7 @@ class UcxTransport : public Transport {
     MessageType type{};
     std::vector<std::byte> header;
     std::span<const std::byte> payload;
-    SendDone done;
+    PendingDone done;
   };
   // One accepted payload, until UCX has completed it.
   struct ReceiveOp {
@@ -243,13 +244,14 @@ class UcxTransport : public Transport {
     CurrentTransport() = this;
     while (!stopping_) {
       work_->RunDue();
-      while (ucp_worker_progress(worker_.get()) != 0) {
+      for (int i = 0; i < kProgressBurst && ucp_worker_progress(worker_.get()) != 0; ++i) {
       }
       Settle();
       if (stopping_) break;
       SleepUntilWork();
     }
     CloseAll();
+    worker_.reset();  // here, where what it still completes may be called
   }
 
   void SleepUntilWork() {
@@ -290,6 +292,7 @@ class UcxTransport : public Transport {
   }
 
   void CloseAll() {
+    work_->Close();  // sends that nobody has looked at yet end as cancelled
     DropWaiting(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
     for (auto& [handle, peer] : peers_)
       BeginClose(*peer, absl::CancelledError("the transport stops"));
@@ -328,9 +331,9 @@ class UcxTransport : public Transport {
     params.err_handler.arg = peer.get();
     const ucs_status_t status = ucp_ep_create(worker_.get(), &params, &peer->endpoint);
     if (status != UCS_OK) {
-      Post([this, handle, why = FromUcs(status, absl::StrCat("connect to ", name))] {
-        sink_.OnPeerLost(handle, why);
-      });
+      const absl::Status why = FromUcs(status, absl::StrCat("connect to ", name));
+      Log(LogLevel::kWarning, "peer_unreachable", {{"peer", name}, {"why", why}});
+      Post([this, handle, why] { sink_.OnPeerLost(handle, why); });
       return;
     }
     by_incarnation_[incarnation] = handle;
@@ -497,6 +500,11 @@ class UcxTransport : public Transport {
     }
     const Landing landing = sink_.OnIncoming(from, type, header, data_bytes);
     if (landing.slot.size() < data_bytes) return UCS_OK;
+    if (from == PeerHandle{}) {
+      sink_.OnPayload(from, landing.cookie,
+                      absl::FailedPreconditionError("the sender is not connected"));
+      return UCS_OK;
+    }
     if ((param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
       std::memcpy(landing.slot.data(), data, data_bytes);
       sink_.OnPayload(from, landing.cookie, absl::OkStatus());
@@ -536,7 +544,7 @@ class UcxTransport : public Transport {
   MessageSink& sink_;
   const Clock& clock_;
   const ContextPtr context_;
-  const WorkerPtr worker_;
+  WorkerPtr worker_;  // dies with the progress thread
   const std::string address_;
   const int worker_fd_;  // the worker's own
   const std::unique_ptr<WorkQueue> work_;

@@ -18,7 +18,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::size_t kMaxTokens = 16u << 20;
+// Four times the largest vocabulary in use, so that one wrong id does not take the memory.
+constexpr std::size_t kMaxTokens = 1u << 20;
 
 // The member `key`, or null where `object` is no object or has none.
 const Json& Member(const Json& object, const char* key) {
@@ -37,21 +38,20 @@ bool BoolOr(const Json& value, bool otherwise) {
 }
 
 absl::Status Missing(const std::string& field, const char* wanted) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("tokenizer.json: ", field, " is missing or not ", wanted));
+  return absl::InvalidArgumentError(absl::StrCat(field, " is missing or not ", wanted));
 }
 
 absl::Status Unsupported(const std::string& field, std::string_view value) {
-  return absl::UnimplementedError(absl::StrCat("tokenizer.json: ", field, " ", Quoted(value),
-                                               " is not supported (byte-level BPE is)"));
+  return absl::UnimplementedError(
+      absl::StrCat(field, " ", Quoted(value), " is not supported (byte-level BPE is)"));
 }
 
 absl::StatusOr<std::int32_t> TokenId(const Json& value, const std::string& field) {
   if (!value.is_number_integer()) return Missing(field, "an integer");
   if (value.is_number_unsigned() ? value.get<std::uint64_t>() >= kMaxTokens
                                  : value.get<std::int64_t>() < 0) {
-    return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: ", field, " is ", value.dump(),
-                                                   "; ids are 0 to ", kMaxTokens - 1));
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, " is ", value.dump(), "; ids are 0 to ", kMaxTokens - 1));
   }
   return value.get<std::int32_t>();
 }
@@ -60,7 +60,7 @@ absl::Status SetToken(std::int32_t id, std::string text, std::vector<std::string
   const auto at = static_cast<std::size_t>(id);
   if (at >= tokens.size()) tokens.resize(at + 1);
   if (!tokens[at].empty() && tokens[at] != text) {
-    return absl::InvalidArgumentError(absl::StrCat("tokenizer.json: id ", id, " is both ",
+    return absl::InvalidArgumentError(absl::StrCat("model.vocab: id ", id, " is both ",
                                                    Quoted(tokens[at]), " and ", Quoted(text)));
   }
   tokens[at] = std::move(text);
@@ -286,10 +286,15 @@ absl::StatusOr<Json> ReadOptionalJson(const std::filesystem::path& path) {
   return json;
 }
 
-void AddEndTokens(const Json& value, TokenizerSpec& spec) {
-  if (value.is_number_integer()) spec.end_tokens.push_back(value.get<std::int32_t>());
-  if (!value.is_array()) return;
-  for (const Json& id : value) AddEndTokens(id, spec);
+// One id or several; BuildTokenizer holds them to the vocabulary.
+absl::Status AddEndTokens(const Json& value, const std::string& field, TokenizerSpec& spec) {
+  if (value.is_null()) return absl::OkStatus();
+  const Json ids = value.is_array() ? value : Json::array({value});
+  for (const Json& item : ids) {
+    KVF_ASSIGN_OR_RETURN(const std::int32_t id, TokenId(item, field));
+    spec.end_tokens.push_back(id);
+  }
+  return absl::OkStatus();
 }
 
 // A token named in tokenizer_config.json: a text, or an object with "content".
@@ -316,7 +321,7 @@ std::string ChatTemplate(const Json& value) {
 absl::StatusOr<TokenizerSpec> TokenizerSpecFromJson(std::string_view tokenizer_json) {
   const Json json = Json::parse(tokenizer_json, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
-    return absl::InvalidArgumentError("tokenizer.json is not a JSON object, or ends too early");
+    return absl::InvalidArgumentError("not a JSON object, or it ends too early");
   }
   TokenizerSpec spec;
   KVF_RETURN_IF_ERROR(ReadNormalizer(Member(json, "normalizer"), spec));
@@ -335,12 +340,19 @@ absl::StatusOr<TokenizerSpec> TokenizerSpecFromDirectory(const std::string& dire
         directory, " has a SentencePiece tokenizer.model; only byte-level BPE is supported"));
   }
   KVF_ASSIGN_OR_RETURN(const std::string text, ReadFile(folder / "tokenizer.json"));
-  KVF_ASSIGN_OR_RETURN(TokenizerSpec spec, TokenizerSpecFromJson(text));
+  absl::StatusOr<TokenizerSpec> read = TokenizerSpecFromJson(text);
+  if (!read.ok()) {
+    return absl::Status(read.status().code(),
+                        absl::StrCat("tokenizer.json: ", read.status().message()));
+  }
+  TokenizerSpec spec = *std::move(read);
   KVF_ASSIGN_OR_RETURN(const Json config, ReadOptionalJson(folder / "tokenizer_config.json"));
   KVF_ASSIGN_OR_RETURN(const Json model, ReadOptionalJson(folder / "config.json"));
   KVF_ASSIGN_OR_RETURN(const Json generation, ReadOptionalJson(folder / "generation_config.json"));
-  AddEndTokens(Member(model, "eos_token_id"), spec);
-  AddEndTokens(Member(generation, "eos_token_id"), spec);
+  KVF_RETURN_IF_ERROR(
+      AddEndTokens(Member(model, "eos_token_id"), "config.json: eos_token_id", spec));
+  KVF_RETURN_IF_ERROR(AddEndTokens(Member(generation, "eos_token_id"),
+                                   "generation_config.json: eos_token_id", spec));
   AddNamedEndToken(Member(config, "eos_token"), spec);
   spec.chat_template = ChatTemplate(Member(config, "chat_template"));
   if (std::filesystem::exists(folder / "chat_template.jinja")) {

@@ -1,0 +1,225 @@
+// Sender and receiver together over a network that fails: whatever happens, a transfer either
+// adopts exactly the bytes that were quantized or fails on both sides, and every slot and page
+// comes back.
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/fault/transfer_pair.h"
+
+namespace kvferry::fault {
+namespace {
+
+constexpr int kTokens = 450;
+
+Transfer OpenOrDie(TransferPair& pair, int tokens = kTokens) {
+  absl::StatusOr<Transfer> transfer = pair.Open(tokens);
+  EXPECT_TRUE(transfer.ok()) << transfer.status();
+  return *std::move(transfer);
+}
+
+void ExpectAdopted(TransferPair& pair, int tokens = kTokens) {
+  const Transfer transfer = OpenOrDie(pair, tokens);
+  ASSERT_TRUE(pair.SendChunks(transfer, 0, transfer.chunks.size()).ok());
+  ASSERT_TRUE(pair.Commit(transfer).ok());
+  ASSERT_TRUE(transfer.outcome->WaitSender().ok()) << transfer.outcome->WaitSender();
+  ASSERT_TRUE(transfer.outcome->WaitReceiver().ok());
+  pair.CheckAndFinish(transfer);
+}
+
+TEST(Transfer, AdoptsExactlyWhatWasQuantized) {
+  for (const char* codec : {"kivi-4-g64", "kivi-2", "fp16", "int8", "kivi-4-g64:layer.1=2/8"}) {
+    SCOPED_TRACE(codec);
+    TransferPair pair({.codec = codec});
+    for (int tokens : {1, 4, 5, 132, 133, 450}) ExpectAdopted(pair, tokens);
+    pair.ExpectAllFree();
+  }
+}
+
+TEST(Transfer, SeveralAtOnce) {
+  TransferPair pair({.landing_slots = 16});
+  std::vector<Transfer> transfers;
+  for (int i = 0; i < 4; ++i) transfers.push_back(OpenOrDie(pair, 200 + 60 * i));
+  for (std::size_t chunk = 0; chunk < 64; ++chunk) {
+    for (const Transfer& transfer : transfers) {
+      if (chunk >= transfer.chunks.size()) continue;
+      ASSERT_TRUE(pair.SendChunk(transfer, chunk).ok());
+    }
+  }
+  for (const Transfer& transfer : transfers) ASSERT_TRUE(pair.Commit(transfer).ok());
+  for (const Transfer& transfer : transfers) {
+    ASSERT_TRUE(transfer.outcome->WaitReceiver().ok());
+    pair.CheckAndFinish(transfer);
+  }
+  pair.ExpectAllFree();
+}
+
+struct NamedFaults {
+  const char* name;
+  transport::LoopbackFaults faults;
+};
+
+class BadNetwork : public testing::TestWithParam<NamedFaults> {};
+
+TEST_P(BadNetwork, TransfersArriveWhole) {
+  TransferPair pair({.max_resends = 12, .progress_limit = absl::Seconds(20)});
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    transport::LoopbackFaults faults = GetParam().faults;
+    faults.seed = seed;
+    pair.SetFaults(faults);
+    ExpectAdopted(pair, 300);
+    pair.SetFaults({});
+    pair.ExpectAllFree();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Faults, BadNetwork,
+                         testing::Values(NamedFaults{"lose", {.lose = 0.15}},
+                                         NamedFaults{"duplicate", {.duplicate = 0.5}},
+                                         NamedFaults{"reorder", {.reorder = 0.5}},
+                                         NamedFaults{"corrupt_payload", {.corrupt_payload = 0.25}},
+                                         NamedFaults{"corrupt_header", {.corrupt_header = 0.15}},
+                                         NamedFaults{"delay", {.delay = absl::Milliseconds(5)}},
+                                         NamedFaults{"all",
+                                                     {.lose = 0.05,
+                                                      .duplicate = 0.1,
+                                                      .reorder = 0.2,
+                                                      .corrupt_payload = 0.1,
+                                                      .corrupt_header = 0.05,
+                                                      .delay = absl::Milliseconds(1)}}),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(Transfer, DamageThatStaysIsDataLossOnBothSides) {
+  TransferPair pair;
+  const Transfer transfer = OpenOrDie(pair);
+  pair.SetFaults({.corrupt_payload = 1});
+  (void)pair.SendChunks(transfer, 0, transfer.chunks.size());
+  EXPECT_EQ(transfer.outcome->WaitSender().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(transfer.outcome->WaitReceiver().code(), absl::StatusCode::kDataLoss);
+  pair.ExpectAllFree();
+  pair.SetFaults({});
+  ExpectAdopted(pair);
+}
+
+// How far a transfer is when something happens to it.
+enum class Stage { kGranted, kFirstChunk, kHalf, kAllChunks, kCommitted };
+constexpr Stage kStages[] = {Stage::kGranted, Stage::kFirstChunk, Stage::kHalf, Stage::kAllChunks,
+                             Stage::kCommitted};
+
+void Advance(TransferPair& pair, const Transfer& transfer, Stage stage) {
+  const std::size_t all = transfer.chunks.size();
+  const std::size_t count = stage == Stage::kGranted      ? 0
+                            : stage == Stage::kFirstChunk ? 1
+                            : stage == Stage::kHalf       ? all / 2
+                                                          : all;
+  ASSERT_TRUE(pair.SendChunks(transfer, 0, count).ok());
+  if (stage != Stage::kCommitted) return;
+  ASSERT_TRUE(pair.Commit(transfer).ok());
+}
+
+// Whoever was adopted first keeps the sequence; it is given back like any other.
+void ExpectEndedEitherWay(TransferPair& pair, const Transfer& transfer) {
+  const absl::Status sender = transfer.outcome->WaitSender();
+  EXPECT_NE(sender.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_NE(transfer.outcome->WaitReceiver().code(), absl::StatusCode::kDeadlineExceeded);
+  if (std::optional<decode::AdoptedSequence> adopted = transfer.outcome->TakeSequence()) {
+    adopted->cache.reset();
+    pair.receiver().Finish(transfer.id);
+  }
+  pair.ExpectAllFree();
+}
+
+class AtStage : public testing::TestWithParam<Stage> {};
+INSTANTIATE_TEST_SUITE_P(Stages, AtStage, testing::ValuesIn(kStages));
+
+TEST_P(AtStage, TheSenderGivesUp) {
+  for (const double lose : {0.0, 0.3}) {
+    TransferPair pair;
+    const Transfer transfer = OpenOrDie(pair);
+    pair.SetFaults({.lose = lose, .delay = absl::Milliseconds(2)});
+    Advance(pair, transfer, GetParam());
+    pair.AbortSender(transfer);
+    EXPECT_FALSE(pair.SendChunk(transfer, 0).ok());
+    pair.SetFaults({});
+    ExpectEndedEitherWay(pair, transfer);
+    ExpectAdopted(pair);
+    pair.ExpectAllFree();
+  }
+}
+
+TEST_P(AtStage, TheReceiverGivesUp) {
+  for (const double lose : {0.0, 0.3}) {
+    TransferPair pair;
+    const Transfer transfer = OpenOrDie(pair);
+    pair.SetFaults({.lose = lose, .delay = absl::Milliseconds(2)});
+    Advance(pair, transfer, GetParam());
+    pair.ReleaseReceiver(transfer);
+    pair.SetFaults({});
+    // A sender that has sent nothing yet learns of it from the answer to its first chunk.
+    if (GetParam() == Stage::kGranted) (void)pair.SendChunk(transfer, 0);
+    ExpectEndedEitherWay(pair, transfer);
+    ExpectAdopted(pair);
+    pair.ExpectAllFree();
+  }
+}
+
+TEST_P(AtStage, BothGiveUpAtOnce) {
+  TransferPair pair;
+  const Transfer transfer = OpenOrDie(pair);
+  pair.SetFaults({.lose = 0.2, .delay = absl::Milliseconds(2)});
+  Advance(pair, transfer, GetParam());
+  pair.ReleaseReceiver(transfer);
+  pair.AbortSender(transfer);
+  pair.SetFaults({});
+  ExpectEndedEitherWay(pair, transfer);
+}
+
+TEST_P(AtStage, ThePairIsCutAndConnectsAgain) {
+  TransferPair pair({.lease = absl::Seconds(1)});
+  const Transfer transfer = OpenOrDie(pair);
+  Advance(pair, transfer, GetParam());
+  pair.Partition(true);
+  ExpectEndedEitherWay(pair, transfer);
+  pair.Partition(false);
+  // Each side has noticed by its own heartbeats when its transfers are over.
+  pair.Connect();
+  ExpectAdopted(pair);
+  pair.ExpectAllFree();
+}
+
+TEST_P(AtStage, TheSenderStops) {
+  TransferPair pair({.lease = absl::Seconds(1)});
+  const Transfer transfer = OpenOrDie(pair);
+  Advance(pair, transfer, GetParam());
+  pair.sender().Stop();
+  ExpectEndedEitherWay(pair, transfer);
+}
+
+TEST_P(AtStage, TheReceiverStops) {
+  TransferPair pair;
+  const Transfer transfer = OpenOrDie(pair);
+  Advance(pair, transfer, GetParam());
+  pair.receiver().Stop();
+  ExpectEndedEitherWay(pair, transfer);
+}
+
+TEST(Transfer, AReceiverThatIsFullRefusesAndNothingIsTaken) {
+  TransferPair pair;
+  std::vector<Transfer> transfers;
+  absl::Status refused;
+  while (refused.ok()) {
+    absl::StatusOr<Transfer> transfer = pair.Open(kTokens);
+    refused = transfer.status();
+    if (transfer.ok()) transfers.push_back(*std::move(transfer));
+  }
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  for (const Transfer& transfer : transfers) {
+    ASSERT_TRUE(pair.SendChunks(transfer, 0, 1).ok());
+    pair.AbortSender(transfer);
+  }
+  for (const Transfer& transfer : transfers) ExpectEndedEitherWay(pair, transfer);
+  ExpectAdopted(pair);
+}
+
+}  // namespace
+}  // namespace kvferry::fault

@@ -150,6 +150,24 @@ HWY_INLINE V4 SumLanes(D, hn::VFromD<D> v) {
   }
 }
 
+using V8 = hn::VFromD<hn::CappedTag<std::int32_t, 8> >;
+HWY_INLINE V8 SumHalves(V8 a, V8 b) {
+  return hn::Add(V8{_mm256_permute2x128_si256(a.raw, b.raw, 0x20)},
+                 V8{_mm256_permute2x128_si256(a.raw, b.raw, 0x31)});
+}
+
+// Two of them: [slots of a][slots of b].
+template <class V>
+HWY_INLINE V8 SumLanePairs(V a, V b) {
+  const hn::CappedTag<std::int32_t, 8> d8;
+  if constexpr (!std::is_same_v<V, V8>) {
+    return SumHalves(hn::Add(hn::LowerHalf(d8, a), hn::UpperHalf(d8, a)),
+                     hn::Add(hn::LowerHalf(d8, b), hn::UpperHalf(d8, b)));
+  } else {
+    return SumHalves(a, b);
+  }
+}
+
 // The next block of the head, asked for line by line while this one is worked on: blocks of one
 // head lie pages apart, where the hardware does not look ahead.
 struct Ahead {
@@ -164,6 +182,9 @@ struct Ahead {
   }
 };
 constexpr int kAheadSteps = 16;  // Fetch calls per block: one per g, for K and for V
+
+// For lambdas that hold vectors: the compiler must not make calls of them.
+#define KVFERRY_INLINE_LAMBDA HWY_ATTR __attribute__((always_inline))
 
 template <int kBegin, int kEnd, class Fn>
 HWY_INLINE void Unroll(Fn fn) {
@@ -182,7 +203,7 @@ struct Work {
   HWY_ALIGN float k_scale[kBatch][8], k_min[kBatch][8];  // by [r][tile]
   // [class][tile part][r][head][line]
   HWY_ALIGN std::int32_t p[kMaxGroups * 4 * 2 * kBatch * kLine];
-  HWY_ALIGN float v_scale[kMaxGroups][kBatch][4];  // by class and slot
+  HWY_ALIGN float v_scale[kMaxGroups][kBatch][8];  // by class and slot, twice
   int ahead_bytes = 0;                             // of one Ahead::Fetch
 };
 
@@ -247,12 +268,20 @@ void PrepareQueries(const std::byte* block, const format::ScalarLayout& at, cons
           return hn::LoadU(
               di, reinterpret_cast<const std::int32_t*>(&compact[h][row][32 * w]) + part * kLanes);
         };
-        const VI first = load(0), last = load(rows - 1);
-        Unroll<0, 4>([&](auto f) HWY_ATTR {
+        const VI first = load(0);
+        std::int32_t* out = work.q + (4 * w * kHeads + h) * kLine + part * kLanes;
+        if (rows == 1) {
+          Unroll<0, 4>([&](auto f) KVFERRY_INLINE_LAMBDA {
+            hn::Store(hn::Broadcast<f>(first), di, out + f * kHeads * kLine);
+          });
+          continue;
+        }
+        const VI last = load(1);
+        Unroll<0, 4>([&](auto f) KVFERRY_INLINE_LAMBDA {
           const auto low = hn::BitCast(dw, hn::Broadcast<f>(first));
           const auto high = hn::BitCast(dw, hn::Broadcast<f>(last));
           hn::Store(hn::BitCast(di, hn::InterleaveLower(dw, low, high)), di,
-                    work.q + ((4 * w + f) * kHeads + h) * kLine + part * kLanes);
+                    out + f * kHeads * kLine);
         });
       }
     }
@@ -265,7 +294,7 @@ HWY_INLINE void AddScores(const Line<kBits>& line, const std::int32_t* q, int pa
                           VI (&sum)[2][kHeads]) {
   const DI di;
   const D16 d16;
-  Unroll<kBegin, kEnd>([&](auto k) HWY_ATTR {
+  Unroll<kBegin, kEnd>([&](auto k) KVFERRY_INLINE_LAMBDA {
     const auto low = line.template Field<k, 0>();
     const auto high = line.template Field<k, 1>();
     for (int h = 0; h < kHeads; ++h) {
@@ -308,10 +337,8 @@ void ScoreCodes(const std::byte* codes, const Shape<kBits>& shape, Work& work, A
       }
     }
     for (int h = 0; h < kHeads; ++h) {
-      for (int r = 0; r < 2; ++r) {
-        hn::Store(SumLanes(di, sum[r][h]), D4(),
-                  work.raw_scores + h * kBlockTokens + g * 8 + r * 4);
-      }
+      hn::Store(SumLanePairs(sum[0][h], sum[1][h]), hn::CappedTag<std::int32_t, 8>(),
+                work.raw_scores + h * kBlockTokens + g * 8);
     }
   }
 }
@@ -410,13 +437,24 @@ void SpreadWeights(const std::int16_t (&compact)[kMaxGroups][kBlockTokens],
       const auto* words = reinterpret_cast<const std::int32_t*>(compact[groups[s]]);
       return CopyElement(hn::LoadU(di, words + tile / 2 * kLine + i * kLanes), r * 2 + tile % 2);
     };
-    VI out = slot(0);
-    if (u != 4 || groups[0] != groups[3] || groups[0] != groups[1]) {
-      const auto low = hn::BitCast(dw, hn::InterleaveLower(di, out, slot(1)));
-      const auto high = hn::BitCast(dw, hn::InterleaveLower(di, slot(2), slot(3)));
-      out = hn::BitCast(di, hn::InterleaveLower(dw, low, high));
+    const auto low = hn::BitCast(dw, hn::InterleaveLower(di, slot(0), slot(1)));
+    const auto high = hn::BitCast(dw, hn::InterleaveLower(di, slot(2), slot(3)));
+    hn::Store(hn::BitCast(di, hn::InterleaveLower(dw, low, high)), di, line + i * kLanes);
+  }
+}
+
+// The same where all slots of a line want the same weights: u = 4 and one group.
+HWY_INLINE void SpreadUniform(const std::int16_t* compact, int heads, std::int32_t* lines) {
+  const DI di;
+  const auto* words = reinterpret_cast<const std::int32_t*>(compact);
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < kParts; ++i) {
+      const VI source = hn::Load(di, words + half * kLine + i * kLanes);
+      Unroll<0, 4>([&](auto e) KVFERRY_INLINE_LAMBDA {  // e = 2 * r + tile % 2
+        const int line = (half * 2 + e % 2) * 2 + e / 2;
+        hn::Store(hn::Broadcast<e>(source), di, lines + line * heads * kLine + i * kLanes);
+      });
     }
-    hn::Store(out, di, line + i * kLanes);
   }
 }
 
@@ -449,7 +487,12 @@ void PrepareWeights(const std::byte* block, const format::ScalarLayout& at, cons
     }
     for (int id = 0; id < classes.count; ++id) {
       for (int slot = 0; slot < 4; ++slot) {
-        work.v_scale[id][h][slot] = step[classes.groups[id][slot]];
+        work.v_scale[id][h][slot] = work.v_scale[id][h][4 + slot] = step[classes.groups[id][slot]];
+      }
+      const auto& of = classes.groups[id];
+      if (u == 4 && of[0] == of[1] && of[0] == of[2] && of[0] == of[3]) {
+        SpreadUniform(compact[of[0]], kHeads, WeightLine(work, id, u, 0, 0, kHeads) + h * kLine);
+        continue;
       }
       for (int part = 0; part < u; ++part) {
         for (int r = 0; r < 2; ++r) {
@@ -466,7 +509,7 @@ void PrepareWeights(const std::byte* block, const format::ScalarLayout& at, cons
 template <int kBits, int kHeads, int kBegin, int kEnd, int kSource>
 HWY_INLINE void AddColumn(const std::byte* line_begin, std::size_t part_bytes, int parts,
                           std::size_t stream_bytes, const std::int32_t* weights,
-                          const float (*scale)[4], int out_offset, BatchState& state) {
+                          const float (*scale)[8], int out_offset, BatchState& state) {
   const DI di;
   const D16 d16;
   constexpr int kCount = kEnd - kBegin;
@@ -478,9 +521,9 @@ HWY_INLINE void AddColumn(const std::byte* line_begin, std::size_t part_bytes, i
   for (int tile_part = 0; tile_part < parts; ++tile_part) {
     for (int i = 0; i < kParts; ++i) {
       line.Load(line_begin + tile_part * part_bytes, stream_bytes, i);
-      Unroll<0, 2>([&](auto r) HWY_ATTR {
+      Unroll<0, 2>([&](auto r) KVFERRY_INLINE_LAMBDA {
         const std::int32_t* w = weights + (tile_part * 2 + r) * kHeads * kLine + i * kLanes;
-        Unroll<0, kCount>([&](auto k) HWY_ATTR {
+        Unroll<0, kCount>([&](auto k) KVFERRY_INLINE_LAMBDA {
           const auto codes = line.template Field<kSource + k, r>();
           for (int h = 0; h < kHeads; ++h) {
             sum[k][h] = AddPairs(codes, hn::BitCast(d16, hn::Load(di, w + h * kLine)), sum[k][h]);
@@ -489,13 +532,18 @@ HWY_INLINE void AddColumn(const std::byte* line_begin, std::size_t part_bytes, i
       });
     }
   }
+  const DF d8;
   const D4F d4;
   for (int h = 0; h < kHeads; ++h) {
-    const auto step = hn::Load(d4, scale[h]);
-    for (int k = 0; k < kCount; ++k) {
-      float* out = state.out[h] + out_offset + (kBegin + k) * 4;
-      const auto value = hn::ConvertTo(d4, SumLanes(di, sum[k][h]));
-      hn::Store(hn::MulAdd(value, step, hn::Load(d4, out)), d4, out);
+    float* out = state.out[h] + out_offset + kBegin * 4;
+    const VF step = hn::Load(d8, scale[h]);
+    for (int k = 0; k + 1 < kCount; k += 2) {
+      const VF value = hn::ConvertTo(d8, SumLanePairs(sum[k][h], sum[k + 1][h]));
+      hn::StoreU(hn::MulAdd(value, step, hn::LoadU(d8, out + k * 4)), d8, out + k * 4);
+    }
+    if constexpr (kCount == 1) {
+      const auto value = hn::ConvertTo(d4, SumLanes(di, sum[0][h]));
+      hn::Store(hn::MulAdd(value, hn::LowerHalf(d4, step), hn::Load(d4, out)), d4, out);
     }
   }
 }
@@ -520,7 +568,7 @@ void AddCodes(const std::byte* codes, const Shape<kBits>& shape, const Classes& 
     ahead.Fetch(work.ahead_bytes);
     for (int column = 0; column < shape.columns; ++column) {
       const int out = (g * columns + column) * kFields * 4;
-      Unroll<0, kFields / kStep>([&](auto i) HWY_ATTR {
+      Unroll<0, kFields / kStep>([&](auto i) KVFERRY_INLINE_LAMBDA {
         constexpr int kBegin = i * kStep;
         const int id = classes.of[column][kBegin / 4];
         AddColumn<kBits, kHeads, kBegin, kBegin + kStep, kBegin>(
@@ -554,18 +602,21 @@ void Finish(const Shape<kBits>& shape, int v_group_channels, const BatchState& b
   constexpr int kFields = Shape<kBits>::kFields;
   const int d = shape.head_dim, columns = shape.columns + (shape.odd ? 1 : 0);
   float* o = state.o + static_cast<std::ptrdiff_t>(head) * d;
-  for (int c = 0; c < d; ++c) {
-    o[c] = o[c] * batch.decay[h] + batch.min_sum[h][c / v_group_channels];
+  for (int group = 0; group * v_group_channels < d; ++group) {
+    float* begin = o + group * v_group_channels;
+    for (int c = 0; c < v_group_channels; ++c) {
+      begin[c] = begin[c] * batch.decay[h] + batch.min_sum[h][group];
+    }
   }
+  const float* out = batch.out[h];
   for (int g = 0; g < 8; ++g) {
-    for (int column = 0; column < columns; ++column) {
+    for (int column = 0; column < columns; ++column, out += kFields * 4) {
       const bool odd = column == shape.columns;
-      for (int k = 0; k < (odd ? 4 : kFields); ++k) {
-        for (int slot = 0; slot < 4; ++slot) {
-          const int n = odd ? shape.words : column * shape.u + slot % shape.u;
+      for (int slot = 0; slot < 4; ++slot) {
+        const int n = odd ? shape.words : column * shape.u + slot % shape.u;
+        for (int k = 0; k < (odd ? 4 : kFields); ++k) {
           const int pair = n * kFields + k;
-          o[32 * (pair / 4) + 4 * g + pair % 4] +=
-              batch.out[h][((g * columns + column) * kFields + k) * 4 + slot];
+          o[pair / 4 * 32 + 4 * g + pair % 4] += out[k * 4 + slot];
         }
       }
     }

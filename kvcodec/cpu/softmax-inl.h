@@ -45,7 +45,8 @@ HWY_INLINE float SoftmaxStep(float* HWY_RESTRICT scores, int count, float& m, fl
   for (int i = count; i % lanes != 0; ++i) scores[i] = -INFINITY;
   auto top = hn::Load(df, scores);
   for (int i = lanes; i < count; i += lanes) top = hn::Max(top, hn::Load(df, scores + i));
-  const float new_m = std::fmax(m, hn::GetLane(hn::MaxOfLanes(df, top)));
+  const float largest = hn::GetLane(hn::MaxOfLanes(df, top));
+  const float new_m = largest > m ? largest : m;
   const auto shift = hn::Set(df, new_m);
   auto sum = hn::Zero(df);
   for (int i = 0; i < count; i += lanes) {

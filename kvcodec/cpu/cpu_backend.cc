@@ -191,7 +191,8 @@ class CpuBackend final : public Backend {
     KVF_RETURN_IF_ERROR(CheckQuantize(kv, spec, page));
     const std::size_t block_bytes = BlockBytes(spec);
     for (int head = 0; head < kv.kv_heads; ++head) {
-      const HeadRows rows = RowsOf(kv, head);
+      HeadRows rows = RowsOf(kv, head);
+      if (head + 1 < kv.kv_heads) rows.next_k = kv.k + (head + 1) * kv.head_stride;
       if (ops_.quantize(rows, spec, page.data() + head * block_bytes)) continue;
       const std::optional<cpu::BlockFault> fault = cpu::FindFault(rows, spec);
       return Invalid("quantize", fault ? Describe(*fault, origin, head)

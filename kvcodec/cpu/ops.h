@@ -16,6 +16,7 @@ struct HeadRows {
   const std::uint16_t* v = nullptr;
   std::int64_t token_stride = 0;
   Raw16 type = Raw16::kFp16;
+  const std::uint16_t* next_k = nullptr;  // K of the head that comes next, to be fetched early
 };
 
 // The query heads that share one KV head.

@@ -135,7 +135,7 @@ absl::Status Apply(const Setting& setting, std::vector<std::string> names, Messa
     if (names.empty()) return setting.Bad(absl::StrCat("a key after '", field->name(), ".'"));
     return SetMapEntry(setting, absl::StrJoin(names, "."), *field, message);
   }
-  if (setting.append != field->is_repeated()) {
+  if (names.empty() && setting.append != field->is_repeated()) {
     return setting.Bad(field->is_repeated() ? "'+=' in place of '=', since the field is a list"
                                             : "'=' in place of '+='");
   }

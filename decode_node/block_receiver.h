@@ -120,6 +120,10 @@ class BlockReceiver {
   // Who sends: known from the first message on.
   std::optional<transport::PeerHandle> peer() const { return peer_; }
   std::int32_t first_token() const { return commit_.first_token; }
+  // Of a chunk that was accepted.
+  const transport::ChunkHeader& header(std::uint32_t chunk_seq) const {
+    return chunks_.at(chunk_seq).header;
+  }
   std::uint64_t bytes_done() const { return bytes_done_; }
   std::uint64_t bytes_total() const { return bytes_total_; }
   std::uint32_t chunks_done() const { return chunks_done_; }

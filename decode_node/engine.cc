@@ -1,0 +1,290 @@
+#include "decode_node/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace kvferry::decode {
+namespace {
+
+std::vector<double> StepBounds() { return {0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2}; }
+std::vector<double> BatchBounds() { return {1, 2, 4, 8, 16, 32, 64, 128, 256}; }
+
+}  // namespace
+
+struct Engine::Sequence {
+  TransferId id;
+  std::unique_ptr<StoredSequence> cache;  // null: cancelled in the middle of a step, or finished
+  std::vector<std::int32_t> tokens;       // all so far; the last one is not in the cache yet
+  int prompt_tokens = 0;
+  model::SamplingParams sampling;
+  int max_new_tokens = 0;
+  std::vector<std::int32_t> stop_tokens;
+  std::shared_ptr<SequenceObserver> observer;
+
+  int new_tokens() const { return static_cast<int>(tokens.size()) - prompt_tokens; }
+};
+
+// The attention of one step over all sequences of a batch. A sequence that is cancelled meanwhile
+// loses its cache at the next layer; its row of the batch is then computed over a neighbour's
+// cache, and dropped.
+class Engine::BatchAttention final : public model::DecodeAttention {
+ public:
+  BatchAttention(Engine& engine, const Batch& batch) : engine_(engine), batch_(batch) {
+    for (const auto& sequence : batch_) sequence->cache->Append();
+  }
+
+  codec::Raw16 raw_type() const override { return engine_.store_.codec().raw_type; }
+
+  absl::Status AppendAndAttend(int layer, const float* q, const std::uint16_t* k,
+                               const std::uint16_t* v, float* out) override {
+    KVF_RETURN_IF_ERROR(DropCancelled());
+    const codec::CacheGeometry& geometry = engine_.store_.geometry();
+    const std::size_t token = static_cast<std::size_t>(geometry.kv_heads) * geometry.head_dim;
+    views_.clear();
+    const StoredSequence* alive = nullptr;
+    for (std::size_t i = 0; i < batch_.size(); ++i) {
+      if (batch_[i]->cache == nullptr) continue;
+      batch_[i]->cache->Put(layer, k + i * token, v + i * token);
+      alive = batch_[i]->cache.get();
+    }
+    if (alive == nullptr) return absl::CancelledError("every sequence of the step was cancelled");
+    for (const auto& sequence : batch_) {
+      views_.push_back((sequence->cache != nullptr ? sequence->cache.get() : alive)->View(layer));
+    }
+    return engine_.store_.backend().DecodeAttention(
+        {.spec = engine_.store_.specs()[layer],
+         .q_heads = engine_.model_.config().q_heads,
+         .kv_heads = geometry.kv_heads,
+         .scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim)),
+         .sequences = views_,
+         .q = q,
+         .out = out});
+  }
+
+ private:
+  absl::Status DropCancelled() {
+    const std::uint64_t cancels = engine_.cancels_.load();
+    if (cancels == seen_cancels_) return absl::OkStatus();
+    seen_cancels_ = cancels;
+    absl::MutexLock lock(&engine_.mutex_);
+    for (const auto& sequence : batch_) {
+      if (!engine_.live_.at(sequence->id).ok()) sequence->cache.reset();
+    }
+    return absl::OkStatus();
+  }
+
+  Engine& engine_;
+  const Batch& batch_;
+  std::uint64_t seen_cancels_ = 0;
+  std::vector<codec::SequenceKv> views_;
+};
+
+Engine::Engine(model::Model& model, const CacheStore& store, const Clock& clock, Metrics& metrics)
+    : model_(model),
+      store_(store),
+      clock_(clock),
+      tokens_total_(metrics.GetCounter("kvferry_decode_tokens_total", "Tokens generated")),
+      step_seconds_(metrics.GetHistogram("kvferry_decode_step_seconds",
+                                         "Time of one step of all sequences", StepBounds())),
+      step_sequences_(metrics.GetHistogram("kvferry_decode_step_sequences",
+                                           "Sequences that stepped together", BatchBounds())),
+      last_step_(clock.Now()) {
+  thread_ = std::thread([this] { Run(); });
+}
+
+Engine::~Engine() { Stop(); }
+
+void Engine::Stop() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    for (auto& [id, why] : live_) {
+      if (why.ok()) why = absl::UnavailableError("the decode worker stops");
+    }
+    ++cancels_;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void Engine::Submit(SequenceRequest request, std::shared_ptr<SequenceObserver> observer) {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = request.id;
+  sequence->cache = std::move(request.cache);
+  sequence->prompt_tokens = static_cast<int>(request.tokens.size()) - 1;
+  sequence->tokens = std::move(request.tokens);
+  sequence->tokens.reserve(sequence->prompt_tokens + request.max_new_tokens);
+  sequence->sampling = request.sampling;
+  sequence->max_new_tokens = request.max_new_tokens;
+  sequence->stop_tokens = std::move(request.stop_tokens);
+  sequence->observer = std::move(observer);
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!stopping_) {
+      if (live_.empty()) last_step_ = clock_.Now();  // the stall counts from here
+      live_[sequence->id] = absl::OkStatus();
+      arrivals_.push_back(std::move(sequence));
+      return;
+    }
+  }
+  sequence->cache.reset();
+  sequence->observer->OnFinished(absl::UnavailableError("the decode worker stops"), false);
+}
+
+void Engine::Cancel(const TransferId& id, const absl::Status& why) {
+  absl::MutexLock lock(&mutex_);
+  const auto sequence = live_.find(id);
+  if (sequence == live_.end() || !sequence->second.ok()) return;
+  sequence->second = why.ok() ? absl::CancelledError("cancelled") : why;
+  ++cancels_;
+}
+
+EngineLoad Engine::load() const {
+  absl::MutexLock lock(&mutex_);
+  return {.running = static_cast<std::uint32_t>(live_.size()),
+          .steps = steps_,
+          .stall = live_.empty() ? absl::ZeroDuration() : clock_.Now() - last_step_};
+}
+
+bool Engine::WaitIdle(absl::Duration limit) const {
+  absl::MutexLock lock(&mutex_);
+  const auto idle = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); };
+  return mutex_.AwaitWithTimeout(absl::Condition(&idle), limit);
+}
+
+void Engine::Run() {
+  Batch batch;
+  while (true) {
+    TakeArrivals(batch);
+    FinishCancelled(batch);
+    if (batch.empty()) {
+      absl::MutexLock lock(&mutex_);
+      if (stopping_ && arrivals_.empty()) return;
+      continue;
+    }
+    Step(batch);
+  }
+}
+
+// Waits when there is nothing to do. What is over with its first token never joins.
+void Engine::TakeArrivals(Batch& batch) {
+  Batch fresh;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto wake = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return !arrivals_.empty() || stopping_;
+    };
+    if (batch.empty()) mutex_.Await(absl::Condition(&wake));
+    fresh.swap(arrivals_);
+  }
+  for (auto& sequence : fresh) {
+    bool stop_token = false;
+    if (Ends(*sequence, stop_token)) {
+      Finish(*sequence, absl::OkStatus(), stop_token);
+    } else {
+      batch.push_back(std::move(sequence));
+    }
+  }
+}
+
+void Engine::FinishCancelled(Batch& batch) {
+  std::vector<std::pair<Sequence*, absl::Status>> cancelled;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& sequence : batch) {
+      if (sequence->observer == nullptr) continue;  // finished in this step
+      const absl::Status& why = live_.at(sequence->id);
+      if (!why.ok()) cancelled.emplace_back(sequence.get(), why);
+    }
+  }
+  for (const auto& [sequence, why] : cancelled) Finish(*sequence, why, false);
+  std::erase_if(batch, [](const auto& sequence) { return sequence->observer == nullptr; });
+}
+
+void Engine::Step(Batch& batch) {
+  const MonoTime start = clock_.Now();
+  const absl::Status status = RunModel(batch);
+  const std::size_t vocabulary = model_.config().vocabulary;
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    Sequence& sequence = *batch[i];
+    if (sequence.cache == nullptr) continue;  // cancelled: FinishCancelled has its reason
+    if (!status.ok()) {
+      Finish(sequence, status, false);
+    } else {
+      Advance(sequence, std::span<const float>(logits_).subspan(i * vocabulary, vocabulary));
+    }
+  }
+  FinishCancelled(batch);
+  const absl::Duration took = clock_.Now() - start;
+  step_seconds_.Observe(absl::ToDoubleSeconds(took));
+  const std::int64_t mean = step_time_ns_.load();
+  const std::int64_t now = absl::ToInt64Nanoseconds(took);
+  step_time_ns_.store(mean == 0 ? now : mean + (now - mean) / 8);
+  absl::MutexLock lock(&mutex_);
+  ++steps_;
+  last_step_ = clock_.Now();
+}
+
+absl::Status Engine::RunModel(const Batch& batch) {
+  std::vector<std::int32_t> tokens, positions;
+  for (const auto& sequence : batch) {
+    tokens.push_back(sequence->tokens.back());
+    positions.push_back(sequence->cache->tokens());
+  }
+  logits_.resize(batch.size() * model_.config().vocabulary);
+  step_sequences_.Observe(static_cast<double>(batch.size()));
+  BatchAttention attention(*this, batch);
+  const absl::Status status = model_.DecodeStep(tokens, positions, attention, logits_);
+  if (!status.ok() && !absl::IsCancelled(status)) {
+    Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", status}});
+  }
+  return status;
+}
+
+void Engine::Advance(Sequence& sequence, std::span<const float> logits) {
+  if (sequence.cache->MustFlush()) {
+    if (absl::Status status = sequence.cache->Flush(); !status.ok()) {
+      Finish(sequence, status, false);
+      return;
+    }
+  }
+  const auto position = static_cast<std::uint32_t>(sequence.tokens.size());
+  const std::int32_t token =
+      model::SampleToken(logits, sequence.sampling, sequence.tokens, position);
+  if (token < 0 || token >= model_.config().vocabulary) {
+    Finish(sequence,
+           absl::InternalError(absl::StrCat("no token can be chosen at position ", position,
+                                            ": the logits are not numbers")),
+           false);
+    return;
+  }
+  sequence.tokens.push_back(token);
+  tokens_total_.Add();
+  sequence.observer->OnToken(position, token);
+  bool stop_token = false;
+  if (Ends(sequence, stop_token)) Finish(sequence, absl::OkStatus(), stop_token);
+}
+
+bool Engine::Ends(const Sequence& sequence, bool& stop_token) const {
+  stop_token = std::find(sequence.stop_tokens.begin(), sequence.stop_tokens.end(),
+                         sequence.tokens.back()) != sequence.stop_tokens.end();
+  return stop_token || sequence.new_tokens() >= sequence.max_new_tokens;
+}
+
+// The cache goes back first: who hears of the end may count on it.
+void Engine::Finish(Sequence& sequence, const absl::Status& status, bool stop_token) {
+  sequence.cache.reset();
+  {
+    absl::MutexLock lock(&mutex_);
+    live_.erase(sequence.id);
+  }
+  const std::shared_ptr<SequenceObserver> observer = std::move(sequence.observer);
+  observer->OnFinished(status, stop_token);
+}
+
+}  // namespace kvferry::decode

@@ -93,6 +93,7 @@ float HalfToFloat(std::uint16_t bits) {
 }
 
 void Dequantize(TensorType type, std::span<const std::uint8_t> data, float* out) {
+  if (data.empty()) return;
   switch (type) {
     case TensorType::kF32:
       std::memcpy(out, data.data(), data.size());

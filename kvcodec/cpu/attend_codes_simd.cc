@@ -98,7 +98,10 @@ struct Line {
     const DI di;
     const D16 d16;
     constexpr std::int32_t kOnes = 0x00010001;
-    if constexpr (kBits != 3) {
+    if constexpr (kBits != 3 && 8 * r + kBits * (k + 1) == 16) {  // the top of a half: no mask
+      const hn::RebindToUnsigned<D16> du16;
+      return hn::BitCast(d16, hn::ShiftRight<16 - kBits>(hn::BitCast(du16, x[0])));
+    } else if constexpr (kBits != 3) {
       const VI mask = hn::Set(di, ((1 << kBits) - 1) * kOnes);
       return hn::BitCast(d16, hn::And(Right<8 * r + kBits * k>(x[0]), mask));
     } else if constexpr (k == 7 && r == 1) {
@@ -705,7 +708,7 @@ void AttendHeads(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGro
   });
   for (std::size_t n = 0; n < blocks.count; ++n) {
     const std::byte* block = blocks.pages[n] + blocks.head_offset;
-    Ahead ahead = {};
+    Ahead ahead = {blocks.after, blocks.after == nullptr ? 0 : at.bytes};
     if (n + 1 < blocks.count) ahead = {blocks.pages[n + 1] + blocks.head_offset, at.bytes};
     for (int b = 0; b < batches; ++b) {
       const int count = std::min(kBatch, heads - b * kBatch);

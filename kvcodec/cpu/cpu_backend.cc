@@ -223,8 +223,9 @@ class CpuBackend final : public Backend {
     KVF_RETURN_IF_ERROR(CheckAttention(args));
     const std::vector<WorkItem> items = SplitWork(args);
     const Scratch scratch(args, items.size());
-    pool_.Run(static_cast<int>(items.size()),
-              [&](int i) { Attend(args, items[i], scratch, scratch.Clear(i)); });
+    pool_.Run(static_cast<int>(items.size()), [&](int i) {
+      Attend(args, items[i], FirstBlock(args, items, i + 1), scratch, scratch.Clear(i));
+    });
     Merge(args, items, scratch);
     return absl::OkStatus();
   }
@@ -251,8 +252,16 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
 
-  void Attend(const AttentionArgs& args, const WorkItem& item, const Scratch& scratch,
-              const cpu::SoftmaxState& state) const {
+  // Where item i begins to read, or null.
+  static const std::byte* FirstBlock(const AttentionArgs& args, const std::vector<WorkItem>& items,
+                                     std::size_t i) {
+    if (i >= items.size() || items[i].block_begin == items[i].block_end) return nullptr;
+    return args.sequences[items[i].sequence].pages[items[i].block_begin] +
+           items[i].kv_head * BlockBytes(args.spec);
+  }
+
+  void Attend(const AttentionArgs& args, const WorkItem& item, const std::byte* after,
+              const Scratch& scratch, const cpu::SoftmaxState& state) const {
     const SequenceKv& sequence = args.sequences[item.sequence];
     const cpu::QueryGroup group = scratch.Queries(item.sequence, item.kv_head, args.kv_heads);
     if (item.with_sinks && sequence.sinks.tokens > 0) {
@@ -261,7 +270,7 @@ class CpuBackend final : public Backend {
     if (item.block_begin < item.block_end) {
       const cpu::HeadBlocks blocks = {sequence.pages.data() + item.block_begin,
                                       item.block_end - item.block_begin,
-                                      item.kv_head * BlockBytes(args.spec)};
+                                      item.kv_head * BlockBytes(args.spec), after};
       ops_.attend_blocks(blocks, args.spec, group, state);
     }
     if (item.with_window && sequence.window.tokens > 0) {

@@ -40,6 +40,7 @@ struct HeadBlocks {
   const std::byte* const* pages = nullptr;
   std::size_t count = 0;
   std::size_t head_offset = 0;
+  const std::byte* after = nullptr;  // block that comes after the last, to be fetched early
 };
 
 struct Ops {

@@ -36,37 +36,19 @@ class CacheStoreTest : public ::testing::Test {
 
   // The payload of a chunk as prefill makes it, with KvValue as K and V.
   std::vector<std::byte> Encode(ChunkHeader& header, int tokens) const {
-    std::vector<std::byte> payload(header.payload_bytes);
-    std::span<std::byte> rest = payload;
+    if (header.kind != ChunkKind::kBlocks) return RawPayload(header);
+    std::vector<std::byte> payload;
     for (int layer = 0; layer < kGeometry.layers; ++layer) {
       const fakes::LayerKv values(kGeometry, layer, tokens);
-      const codec::KvView all = values.View();
-      if (header.kind == ChunkKind::kBlocks) {
-        for (std::uint32_t at = 0; at < header.token_count; at += codec::kBlockTokens) {
-          const auto page = rest.first(store->page_bytes()[layer]);
-          // Pages want 128-byte alignment, which a vector does not promise.
-          alignas(128) static std::byte aligned[1 << 16];
-          const std::span<std::byte> into(aligned, page.size());
-          EXPECT_TRUE(backend
-                          ->Quantize(all.Tokens(header.token_begin + at, codec::kBlockTokens),
-                                     store->specs()[layer], {}, into)
-                          .ok());
-          std::memcpy(page.data(), aligned, page.size());
-          rest = rest.subspan(page.size());
-        }
-        continue;
-      }
-      for (const bool value : {false, true}) {
-        for (int head = 0; head < kGeometry.kv_heads; ++head) {
-          for (std::uint32_t token = 0; token < header.token_count; ++token) {
-            for (int channel = 0; channel < kGeometry.head_dim; ++channel) {
-              const std::uint16_t x =
-                  KvValue(value, layer, head, header.token_begin + token, channel);
-              std::memcpy(rest.data(), &x, sizeof(x));
-              rest = rest.subspan(sizeof(x));
-            }
-          }
-        }
+      for (std::uint32_t at = 0; at < header.token_count; at += codec::kBlockTokens) {
+        // Pages want 128-byte alignment, which a vector does not promise.
+        alignas(128) static std::byte page[1 << 16];
+        const std::size_t bytes = store->page_bytes()[layer];
+        EXPECT_TRUE(backend
+                        ->Quantize(values.View().Tokens(header.token_begin + at, 64),
+                                   store->specs()[layer], {}, {page, bytes})
+                        .ok());
+        payload.insert(payload.end(), page, page + bytes);
       }
     }
     header.payload_check = Crc32c(payload);

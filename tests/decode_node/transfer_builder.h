@@ -6,6 +6,7 @@
 #include "common/crc32c.h"
 #include "decode_node/block_receiver.h"
 #include "kvcodec/codec.h"
+#include "tests/fakes/kv_values.h"
 #include "transport/wire.h"
 
 namespace kvferry::decode {
@@ -65,6 +66,28 @@ inline transport::ChunkHeader MakeChunk(const TransferSpec& spec, transport::Chu
       spec.geometry.layers *
       codec::Raw16Bytes(header.token_count, spec.geometry.kv_heads, spec.geometry.head_dim);
   return header;
+}
+
+// The payload of a kSinks or kWindow chunk, with KvValue as K and V. Sets its checksum.
+inline std::vector<std::byte> RawPayload(transport::ChunkHeader& header) {
+  std::vector<std::byte> payload;
+  payload.reserve(header.payload_bytes);
+  for (int layer = 0; layer < header.layer_count; ++layer) {
+    for (const bool value : {false, true}) {
+      for (int head = 0; head < header.kv_head_count; ++head) {
+        for (std::uint32_t token = 0; token < header.token_count; ++token) {
+          for (int channel = 0; channel < header.head_dim; ++channel) {
+            const std::uint16_t x = fakes::KvValue(value, header.layer_begin + layer, head,
+                                                   header.token_begin + token, channel);
+            payload.push_back(static_cast<std::byte>(x & 0xff));
+            payload.push_back(static_cast<std::byte>(x >> 8));
+          }
+        }
+      }
+    }
+  }
+  header.payload_check = Crc32c(payload);
+  return payload;
 }
 
 // Sinks, blocks, window: the whole hand-off in three chunks.

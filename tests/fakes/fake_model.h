@@ -12,7 +12,7 @@ namespace kvferry::fakes {
 
 // A model without weights: K and V are KvValue of layer, head, position and channel, and the next
 // token is always (number of tokens) % vocabulary. Decode is not there.
-class FakeModel final : public model::Model {
+class FakeModel : public model::Model {
  public:
   explicit FakeModel(codec::CacheGeometry geometry = {.layers = 4, .kv_heads = 2, .head_dim = 64},
                      int max_context_tokens = 4096)

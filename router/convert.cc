@@ -1,0 +1,169 @@
+#include "router/convert.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace kvferry::router {
+namespace {
+
+void FillSampling(const model::SamplingParams& params, v1::SamplingParams& message) {
+  message.set_temperature(params.temperature);
+  message.set_top_k(params.top_k);
+  message.set_top_p(params.top_p);
+  message.set_min_p(params.min_p);
+  message.set_repetition_penalty(params.repetition_penalty);
+  message.set_seed(params.seed);
+}
+
+v1::FinishReason ToProto(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return v1::FINISH_REASON_CANCELLED;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
+}  // namespace
+
+absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
+                                          const google::protobuf::Duration& message) {
+  constexpr std::int64_t kMaxSeconds = 315'576'000'000;  // ten thousand years, as protobuf has it
+  if (message.seconds() < 0 || message.seconds() > kMaxSeconds || message.nanos() < 0 ||
+      message.nanos() > 999'999'999) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", message.seconds(), " s ", message.nanos(),
+                     " ns; a duration that is not negative is needed"));
+  }
+  return absl::Seconds(message.seconds()) + absl::Nanoseconds(message.nanos());
+}
+
+google::protobuf::Duration ToProto(absl::Duration duration) {
+  google::protobuf::Duration message;
+  message.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
+  message.set_nanos(static_cast<std::int32_t>(absl::ToInt64Nanoseconds(duration)));
+  return message;
+}
+
+absl::StatusOr<WorkerInfo> ToWorkerInfo(const v1::Join& join) {
+  WorkerInfo info;
+  switch (join.role()) {
+    case v1::WORKER_ROLE_PREFILL:
+      info.kind = WorkerKind::kPrefill;
+      break;
+    case v1::WORKER_ROLE_DECODE:
+      info.kind = WorkerKind::kDecode;
+      break;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("join.role: ", static_cast<int>(join.role()),
+                                                     "; prefill or decode is "
+                                                     "needed"));
+  }
+  info.name = join.name();
+  info.incarnation = Incarnation{join.incarnation()};
+  info.control_address = join.control_address();
+  info.codecs.assign(join.codecs().begin(), join.codecs().end());
+  info.max_context_tokens = join.max_context_tokens();
+  return info;
+}
+
+absl::StatusOr<WorkerLoad> ToWorkerLoad(const v1::Load& load) {
+  WorkerLoad result{.queued_requests = load.queued_requests(),
+                    .running_requests = load.running_requests(),
+                    .queued_tokens = load.queued_tokens(),
+                    .free_pages = load.free_pages(),
+                    .total_pages = load.total_pages(),
+                    .draining = load.draining()};
+  KVF_ASSIGN_OR_RETURN(result.engine_stall, ToDuration("load.engine_stall", load.engine_stall()));
+  return result;
+}
+
+v1::RunRequest MakeRunRequest(const GenerateSpec& spec, const v1::Grant& grant,
+                              const std::vector<std::int32_t>& tokens,
+                              std::uint32_t max_new_tokens) {
+  v1::RunRequest request;
+  request.set_transfer_id(grant.transfer_id());
+  request.set_epoch(grant.epoch());
+  request.set_request_id(spec.request_id);
+  request.mutable_tokens()->Add(tokens.begin(), tokens.end());
+  FillSampling(spec.sampling, *request.mutable_sampling());
+  request.set_max_new_tokens(max_new_tokens);
+  request.mutable_stop_tokens()->Add(spec.stop_tokens.begin(), spec.stop_tokens.end());
+  request.set_penalty_from(static_cast<std::uint32_t>(spec.prompt.size()));
+  return request;
+}
+
+v1::PrefillRequest MakePrefillRequest(const GenerateSpec& spec, const v1::Grant& grant,
+                                      const std::vector<std::int32_t>& tokens) {
+  v1::PrefillRequest request;
+  request.set_request_id(spec.request_id);
+  *request.mutable_grant() = grant;
+  request.mutable_tokens()->Add(tokens.begin(), tokens.end());
+  FillSampling(spec.sampling, *request.mutable_sampling());
+  request.set_penalty_from(static_cast<std::uint32_t>(spec.prompt.size()));
+  return request;
+}
+
+void FillHandoff(const v1::HandoffStats& message, Handoff& handoff) {
+  handoff.prompt_tokens = message.prompt_tokens();
+  handoff.payload_bytes = message.payload_bytes();
+  handoff.header_bytes = message.header_bytes();
+  handoff.raw16_bytes = message.raw16_bytes();
+  handoff.chunks = message.chunks();
+  handoff.resent_chunks = message.resent_chunks();
+  handoff.transport = message.transport();
+  handoff.prefill_time =
+      ToDuration("prefill_time", message.prefill_time()).value_or(absl::ZeroDuration());
+  handoff.exposed_time =
+      ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
+}
+
+void FillEnd(const AnswerEnd& end, v1::Finished& message) {
+  message.set_reason(ToProto(end.reason));
+  message.set_prompt_tokens(end.prompt_tokens);
+  message.set_completion_tokens(end.completion_tokens);
+  *message.mutable_time_to_first_token() = ToProto(end.time_to_first_token);
+  *message.mutable_time_per_token() = ToProto(end.time_per_token);
+  v1::HandoffStats& handoff = *message.mutable_handoff();
+  handoff.set_prompt_tokens(end.handoff.prompt_tokens);
+  handoff.set_payload_bytes(end.handoff.payload_bytes);
+  handoff.set_header_bytes(end.handoff.header_bytes);
+  handoff.set_raw16_bytes(end.handoff.raw16_bytes);
+  handoff.set_chunks(end.handoff.chunks);
+  handoff.set_resent_chunks(end.handoff.resent_chunks);
+  handoff.set_transport(end.handoff.transport);
+  *handoff.mutable_prefill_time() = ToProto(end.handoff.prefill_time);
+  *handoff.mutable_exposed_time() = ToProto(end.handoff.exposed_time);
+  message.set_attempts(end.attempts);
+  message.set_prefill_worker(end.prefill_worker);
+  message.set_decode_worker(end.decode_worker);
+}
+
+void FillWorker(const Worker& worker, MonoTime now, v1::WorkerState& message) {
+  message.set_name(worker.info.name);
+  message.set_role(worker.info.kind == WorkerKind::kPrefill ? v1::WORKER_ROLE_PREFILL
+                                                            : v1::WORKER_ROLE_DECODE);
+  message.set_control_address(worker.info.control_address);
+  message.set_incarnation(static_cast<std::uint64_t>(worker.info.incarnation));
+  message.set_draining(worker.draining());
+  message.set_queued_requests(worker.load.queued_requests);
+  message.set_running_requests(worker.load.running_requests);
+  message.set_free_pages(worker.load.free_pages);
+  message.set_total_pages(worker.load.total_pages);
+  *message.mutable_last_report() = ToProto(now - worker.last_report);
+  for (const std::string& codec : worker.info.codecs) message.add_codecs(codec);
+}
+
+void FillTransfer(const RunningRequest& request, v1::TransferState& message) {
+  message.set_transfer_id(request.transfer_id);
+  message.set_epoch(request.epoch);
+  message.set_request_id(request.request_id);
+  message.set_state(request.state);
+  message.set_peer(request.workers);
+  *message.mutable_age() = ToProto(request.age);
+}
+
+}  // namespace kvferry::router

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/log.h"
+#include "common/status_macros.h"
 #include "common/string_view.h"
 #include "router/convert.h"
 #include "rpc/credentials.h"
@@ -163,16 +164,18 @@ absl::Status RegistryService::CheckFingerprint(const v1::Join& join) {
   return rpc::CompareFingerprints(expected, join.fingerprint());
 }
 
+absl::StatusOr<Registry::Joined> RegistryService::Admit(const Session& session,
+                                                        const v1::Join& join) {
+  if (stopped_) return absl::UnavailableError("this router is stopping");
+  if (session.attachment != Attachment::kNone)
+    return absl::InvalidArgumentError("join: a second one on the same stream");
+  KVF_RETURN_IF_ERROR(CheckFingerprint(join));
+  KVF_ASSIGN_OR_RETURN(WorkerInfo info, ToWorkerInfo(join));
+  return registry_.Join(std::move(info), loop_.Now());
+}
+
 void RegistryService::Join(const SessionPtr& session, const v1::Join& join) {
-  absl::Status status = CheckFingerprint(join);
-  absl::StatusOr<WorkerInfo> info = ToWorkerInfo(join);
-  if (status.ok()) status = info.status();
-  if (status.ok() && stopped_) status = absl::UnavailableError("this router is stopping");
-  if (status.ok() && session->attachment != Attachment::kNone)
-    status = absl::InvalidArgumentError("join: a second one on the same stream");
-  absl::StatusOr<Registry::Joined> joined =
-      status.ok() ? registry_.Join(*std::move(info), loop_.Now())
-                  : absl::StatusOr<Registry::Joined>(status);
+  const absl::StatusOr<Registry::Joined> joined = Admit(*session, join);
   if (!joined.ok()) {
     Log(LogLevel::kWarning, "worker_refused",
         {{"worker", join.name()}, {"address", join.control_address()}, {"why", joined.status()}});

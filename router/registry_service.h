@@ -49,6 +49,7 @@ class RegistryService final : public v1::Registry::CallbackService {
   using SessionPtr = std::shared_ptr<Session>;
 
   void Received(const SessionPtr& session, const v1::WorkerReport& report);
+  absl::StatusOr<Registry::Joined> Admit(const Session& session, const v1::Join& join);
   void Join(const SessionPtr& session, const v1::Join& join);
   absl::Status CheckFingerprint(const v1::Join& join);
   void Report(const SessionPtr& session, const v1::Load& load);

@@ -54,14 +54,14 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   auto call = std::make_shared<GenerateCall>(engine_, model_.name);
   GenerateCall* reactor = call.get();
-  absl::Status status = CheckClient(*context);
-  absl::StatusOr<GenerateSpec> spec = status;
-  if (status.ok()) {
-    absl::StatusOr<v1::GenerateRequest> message = Parse<v1::GenerateRequest>(*request);
-    spec = message.ok() ? intake_.Generate(*message) : message.status();
-  }
-  if (spec.ok()) spec->deadline = DeadlineOf(*context, clock_);
-  call->Start(std::move(spec));
+  const auto take = [&]() -> absl::StatusOr<GenerateSpec> {
+    KVF_RETURN_IF_ERROR(CheckClient(*context));
+    KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest message, Parse<v1::GenerateRequest>(*request));
+    KVF_ASSIGN_OR_RETURN(GenerateSpec spec, intake_.Generate(message));
+    spec.deadline = DeadlineOf(*context, clock_);
+    return spec;
+  };
+  call->Start(take());
   return reactor;
 }
 

@@ -185,7 +185,11 @@ class Node final : public PrefillNode {
 
   absl::Status Attach() {
     const v1::WorkerConfig& worker = config_.worker();
-    if (worker.router_addresses().empty()) return absl::OkStatus();
+    if (worker.router_addresses().empty()) {
+      Log(LogLevel::kWarning, "no_router",
+          {{"why", "worker.router_addresses is empty: only direct calls reach this worker"}});
+      return absl::OkStatus();
+    }
     v1::Join join;
     join.set_role(v1::WORKER_ROLE_PREFILL);
     join.set_name(worker.name());

@@ -181,6 +181,8 @@ TEST_F(EngineTest, ShipsEveryByteOfThePlan) {
                 codec::HandoffBytes(tokens, request.codec, kGeometry).value());
       EXPECT_EQ(summary->raw16_bytes, codec::Raw16HandoffBytes(tokens, kGeometry));
       EXPECT_EQ(summary->transport, "loopback");
+      EXPECT_GT(summary->prefill_time, absl::ZeroDuration());
+      EXPECT_GT(summary->exposed_time, absl::ZeroDuration());
       EXPECT_EQ(observer->first_token, tokens);
       EXPECT_EQ(receiver_.Get(request.transfer_id).first_token, tokens);
       ASSERT_FALSE(observer->progress.empty());

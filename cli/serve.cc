@@ -75,15 +75,15 @@ class LocalCluster {
   // Returns when a signal arrives (OK) or a process ends by itself (kAborted names it).
   absl::Status RunUntilSignal(int signal_fd) {
     while (true) {
-      signalfd_siginfo info;
-      if (read(signal_fd, &info, sizeof(info)) != sizeof(info)) continue;
-      if (info.ssi_signo != SIGCHLD) return absl::OkStatus();
       for (Started& started : processes_) {
         if (!started.process->Running()) {
           return absl::AbortedError(
               absl::StrCat(started.name, " has ended; its log is ", LogFile(started.name)));
         }
       }
+      signalfd_siginfo info;
+      if (read(signal_fd, &info, sizeof(info)) != sizeof(info)) continue;
+      if (info.ssi_signo != SIGCHLD) return absl::OkStatus();
     }
   }
 

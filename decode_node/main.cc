@@ -2,6 +2,7 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/time/time.h"
 #include "common/config_loader.h"
 #include "common/log.h"
+#include "common/restart.h"
 #include "common/status_macros.h"
 #include "decode_node/config.h"
 #include "decode_node/wiring.h"
@@ -88,6 +90,11 @@ absl::Status Run(const Flags& flags) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // LibTorch's OpenMP threads would spin for long after each product and take the cores from the
+  // threads that attend, quantize and ship. The runtime reads this before main.
+  if (std::getenv("GOMP_SPINCOUNT") == nullptr && std::getenv("OMP_WAIT_POLICY") == nullptr) {
+    RestartWithEnvironment("GOMP_SPINCOUNT", "2000", argv);
+  }
   CLI::App app("KVFerry decode worker: adopts compressed KV caches and generates on them");
   Flags flags;
   AddFlags(app, flags);

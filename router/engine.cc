@@ -207,6 +207,7 @@ void Engine::DispatchAt(MonoTime when) {
 
 void Engine::Dispatch() {
   const MonoTime now = loop_.Now();
+  if (queue_.empty() && probe_ == nullptr) pressure_ = false;
   std::set<std::string> blocked;  // codecs for which an older request could not go
   const std::map<std::uint64_t, RunPtr> waiting = queue_;
   for (const auto& [order, run] : waiting) {
@@ -247,7 +248,7 @@ void Engine::Assign(const RunPtr& run, const Route& route) {
     ++worker->assigned_total;
   }
   prefill.own_tokens += tokens;
-  if (run->refused) probe_ = run;
+  if (pressure_) probe_ = run;
   Apply(run, run->machine.OnRoute(route, loop_.Now()));
 }
 

@@ -94,10 +94,10 @@ class Engine {
     std::optional<MonoTime> first_token, last_token;
     MonoTime not_before;
     NoRoute no_route = NoRoute::kNoDecode;
-    bool refused = false;  // by a full worker: nobody may overtake it
     Loop::TimerId queue_timer{}, deadline_timer{};
     std::shared_ptr<WorkerCall> reserve_call, decode_call, prefill_call;  // shared with gRPC
     std::optional<v1::Grant> grant;
+    bool decode_heard = false;  // Decode.Run has certainly reached the worker
     std::optional<Share> decode_share, prefill_share;
     std::string decode_worker, prefill_worker;
     Handoff handoff;
@@ -155,7 +155,9 @@ class Engine {
   std::map<Incarnation, std::vector<TransferName>> unreleased_;
   std::map<std::string, RunPtr> runs_;     // by request id
   std::map<std::uint64_t, RunPtr> queue_;  // waiting, by arrival
-  RunPtr probe_;                           // a refused request that asks again before all others
+  // From a refusal until nobody waits: requests ask one after the other, so that none overtakes.
+  bool pressure_ = false;
+  RunPtr probe_;  // the one that is asking
   std::uint64_t next_order_ = 1;
   Loop::TimerId dispatch_timer_{};
   MonoTime dispatch_time_ = absl::InfiniteDuration();

@@ -56,7 +56,6 @@ void Engine::OnReserveAnswer(const RunPtr& run, RouteSerial serial, Incarnation 
   run->reserve_call = nullptr;
   if (grant.ok()) {
     run->grant = *std::move(grant);
-    run->refused = false;
     Apply(run, run->machine.OnReserved(serial, loop_.Now()));
   } else {
     Apply(run, run->machine.OnReserveFailed(serial, grant.status(), loop_.Now()));
@@ -66,6 +65,7 @@ void Engine::OnReserveAnswer(const RunPtr& run, RouteSerial serial, Incarnation 
 
 void Engine::Do(const RunPtr& run, const Request::OpenCalls& action) {
   instruments_.attempts.Add();
+  run->handoff = Handoff();  // of the last attempt
   if (!run->started) {
     run->started = true;
     run->observer->OnStart({.codec = run->grant->codec(),
@@ -74,6 +74,7 @@ void Engine::Do(const RunPtr& run, const Request::OpenCalls& action) {
   }
   const RouteSerial serial = action.serial;
   const Route route = run->machine.route();
+  run->decode_heard = false;
   run->decode_call =
       FindLink(route.decode)
           ->RunDecode(
@@ -100,6 +101,7 @@ void Engine::Do(const RunPtr& run, const Request::OpenCalls& action) {
 
 void Engine::OnDecodeEvent(const RunPtr& run, RouteSerial serial, const v1::TokenEvent& event) {
   const MonoTime now = loop_.Now();
+  run->decode_heard = true;
   switch (event.event_case()) {
     case v1::TokenEvent::kAdopted:
       FillHandoff(event.adopted().handoff(), run->handoff);
@@ -134,6 +136,10 @@ void Engine::OnPrefillEvent(const RunPtr& run, RouteSerial serial, const v1::Pre
 
 void Engine::Do(const RunPtr& run, const Request::CloseCalls&) {
   if (probe_ == run) probe_ = nullptr;
+  // A call that is broken early may never reach the worker, and then frees nothing there.
+  WorkerLink* decode = FindLink(run->machine.route().decode);
+  if (run->grant.has_value() && !run->decode_heard && decode != nullptr)
+    decode->Release(*run->grant);
   for (std::shared_ptr<WorkerCall>* call : {&run->decode_call, &run->prefill_call}) {
     if (*call != nullptr) (*call)->Break();
     call->reset();
@@ -167,8 +173,8 @@ void Engine::Do(const RunPtr& run, const Request::Emit& action) {
   if (run->text_stopped) Apply(run, run->machine.OnStopText());
 }
 
-void Engine::Do(const RunPtr& run, const Request::Refused& action) {
-  run->refused = true;
+void Engine::Do(const RunPtr&, const Request::Refused& action) {
+  pressure_ = true;
   Worker* worker = registry_.Find(action.worker);
   if (worker == nullptr) return;
   worker->refused_until = action.until;

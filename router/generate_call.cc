@@ -10,20 +10,31 @@
 
 namespace kvferry::router {
 
+std::shared_ptr<GenerateCall> GenerateCall::Open(Engine& engine, const std::string& model) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(engine, model));
+  call->self_ = call;
+  return call;
+}
+
 void GenerateCall::Start(absl::StatusOr<GenerateSpec> spec) {
-  self_ = shared_from_this();
   if (!spec.ok()) {
     OnError(spec.status());
     return;
   }
+  const absl::MutexLock lock(&mutex_);
+  if (end_.has_value()) return;  // the client has not waited
   request_id_ = spec->request_id;
-  engine_.Submit(*std::move(spec), self_);
+  // Under the lock: a cancel comes to the engine after the request.
+  engine_.Submit(*std::move(spec), shared_from_this());
 }
 
 void GenerateCall::OnStart(const AnswerStart& start) {
   v1::GenerateEvent event;
   v1::Started& started = *event.mutable_started();
-  started.set_request_id(request_id_);
+  {
+    const absl::MutexLock lock(&mutex_);
+    started.set_request_id(request_id_);
+  }
   started.set_model(model_);
   started.set_codec(start.codec);
   started.set_prompt_tokens(start.prompt_tokens);
@@ -74,7 +85,10 @@ void GenerateCall::OnWriteDone(bool ok) {
 }
 
 void GenerateCall::OnCancel() {
-  if (!request_id_.empty()) engine_.Abandon(request_id_, this);
+  {
+    const absl::MutexLock lock(&mutex_);
+    if (!request_id_.empty()) engine_.Abandon(request_id_, this);
+  }
   End(grpc::Status(grpc::StatusCode::CANCELLED, "the client has gone"));
 }
 

@@ -24,9 +24,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public AnswerObserver,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
-  GenerateCall(Engine& engine, std::string model) : engine_(engine), model_(std::move(model)) {}
+  // gRPC's from here on, until OnDone.
+  static std::shared_ptr<GenerateCall> Open(Engine& engine, const std::string& model);
 
-  // The call ends with the status where there is no spec.
+  // Once. The call ends with the status where there is no spec.
   void Start(absl::StatusOr<GenerateSpec> spec);
 
   void OnStart(const AnswerStart& start) override;
@@ -39,6 +40,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override { self_.reset(); }
 
  private:
+  GenerateCall(Engine& engine, std::string model) : engine_(engine), model_(std::move(model)) {}
   void Push(v1::GenerateEvent event);
   void End(const grpc::Status& status);
   // Starts the next operation when none runs.
@@ -46,11 +48,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   Engine& engine_;
   const std::string model_;
-  std::string request_id_;              // set before the engine knows of the call
   std::shared_ptr<GenerateCall> self_;  // gRPC's share, given up in OnDone
   grpc::ByteBuffer current_;            // the write under way
 
   absl::Mutex mutex_;
+  std::string request_id_ ABSL_GUARDED_BY(mutex_);  // empty: the engine does not know of it
   std::deque<v1::GenerateEvent> events_ ABSL_GUARDED_BY(mutex_);
   std::optional<grpc::Status> end_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;

@@ -52,16 +52,21 @@ MonoTime DeadlineOf(const grpc::CallbackServerContext& context, const Clock& clo
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  auto call = std::make_shared<GenerateCall>(engine_, model_.name);
+  const std::shared_ptr<GenerateCall> call = GenerateCall::Open(engine_, model_.name);
   GenerateCall* reactor = call.get();
-  const auto take = [&]() -> absl::StatusOr<GenerateSpec> {
-    KVF_RETURN_IF_ERROR(CheckClient(*context));
-    KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest message, Parse<v1::GenerateRequest>(*request));
-    KVF_ASSIGN_OR_RETURN(GenerateSpec spec, intake_.Generate(message));
-    spec.deadline = DeadlineOf(*context, clock_);
-    return spec;
-  };
-  call->Start(take());
+  if (const absl::Status status = CheckClient(*context); !status.ok()) {
+    call->Start(status);
+    return reactor;
+  }
+  intake_loop_.Post([this, call, bytes = *request, deadline = DeadlineOf(*context, clock_)] {
+    const auto take = [&]() -> absl::StatusOr<GenerateSpec> {
+      KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest message, Parse<v1::GenerateRequest>(bytes));
+      KVF_ASSIGN_OR_RETURN(GenerateSpec spec, intake_.Generate(message));
+      spec.deadline = deadline;
+      return spec;
+    };
+    call->Start(take());
+  });
   return reactor;
 }
 
@@ -69,20 +74,25 @@ grpc::ServerUnaryReactor* InferenceService::CountTokens(grpc::CallbackServerCont
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const auto count = [&]() -> absl::StatusOr<std::vector<std::int32_t>> {
-    KVF_RETURN_IF_ERROR(CheckClient(*context));
-    KVF_ASSIGN_OR_RETURN(const v1::CountTokensRequest message,
-                         Parse<v1::CountTokensRequest>(*request));
-    return intake_.Count(message);
-  };
-  const absl::StatusOr<std::vector<std::int32_t>> ids = count();
-  if (ids.ok()) {
-    v1::CountTokensResponse message;
-    message.set_tokens(static_cast<std::uint32_t>(ids->size()));
-    message.mutable_ids()->Add(ids->begin(), ids->end());
-    Serialize(message, *response);
+  if (const absl::Status status = CheckClient(*context); !status.ok()) {
+    reactor->Finish(rpc::ToGrpc(status));
+    return reactor;
   }
-  reactor->Finish(rpc::ToGrpc(ids.status()));
+  intake_loop_.Post([this, reactor, response, bytes = *request] {
+    const auto count = [&]() -> absl::StatusOr<std::vector<std::int32_t>> {
+      KVF_ASSIGN_OR_RETURN(const v1::CountTokensRequest message,
+                           Parse<v1::CountTokensRequest>(bytes));
+      return intake_.Count(message);
+    };
+    const absl::StatusOr<std::vector<std::int32_t>> ids = count();
+    if (ids.ok()) {
+      v1::CountTokensResponse message;
+      message.set_tokens(static_cast<std::uint32_t>(ids->size()));
+      message.mutable_ids()->Add(ids->begin(), ids->end());
+      Serialize(message, *response);
+    }
+    reactor->Finish(rpc::ToGrpc(ids.status()));
+  });
   return reactor;
 }
 

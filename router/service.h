@@ -20,9 +20,15 @@ using InferenceBase = v1::Inference::WithRawCallbackMethod_Generate<
 // Inference: clients' calls become requests, what comes of them becomes messages. Thread: gRPC's.
 class InferenceService final : public InferenceBase {
  public:
-  // All outlive the server that serves it.
-  InferenceService(const ServedModel& model, const Offer& offer, Engine& engine, const Clock& clock)
-      : model_(model), offer_(offer), intake_(model, offer), engine_(engine), clock_(clock) {}
+  // All outlive the server that serves it. Texts are tokenized on `intake_loop`: a long one must
+  // not hold up gRPC's few threads, which also hear the workers' reports.
+  InferenceService(const ServedModel& model, const Offer& offer, Engine& engine, Loop& intake_loop)
+      : model_(model),
+        offer_(offer),
+        intake_(model, offer),
+        engine_(engine),
+        intake_loop_(intake_loop),
+        clock_(intake_loop.clock()) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -41,6 +47,7 @@ class InferenceService final : public InferenceBase {
   const Offer& offer_;
   const Intake intake_;
   Engine& engine_;
+  Loop& intake_loop_;
   const Clock& clock_;
 };
 

@@ -77,6 +77,7 @@ class Node final : public RouterNode {
     loop_->Run([this] { registry_service_->Shutdown(); });
     engine_->Shutdown();
     if (server_ != nullptr) server_->Shutdown(kServerGrace);
+    intake_loop_->Stop();
     loop_->Stop();
   }
 
@@ -84,6 +85,7 @@ class Node final : public RouterNode {
   void StartEngine() {
     const absl::Duration silence = *ToDuration("", config_.silence_limit());
     loop_ = std::make_unique<Loop>(clock_);
+    intake_loop_ = std::make_unique<Loop>(clock_);
     registry_ =
         std::make_unique<Registry>(Registry::Limits{.silence = silence,
                                                     .stall = *ToDuration("", config_.stall_limit()),
@@ -103,7 +105,8 @@ class Node final : public RouterNode {
   }
 
   absl::Status StartServer() {
-    inference_service_ = std::make_unique<InferenceService>(model_, offer_, *engine_, clock_);
+    inference_service_ =
+        std::make_unique<InferenceService>(model_, offer_, *engine_, *intake_loop_);
     v1::GetStateResponse identity;
     identity.set_name(config_.name());
     identity.set_role("router");
@@ -130,6 +133,7 @@ class Node final : public RouterNode {
   Offer offer_;
   std::unique_ptr<Registry> registry_;
   std::unique_ptr<Loop> loop_;
+  std::unique_ptr<Loop> intake_loop_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<RegistryService> registry_service_;
   std::unique_ptr<InferenceService> inference_service_;

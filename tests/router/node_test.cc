@@ -1,5 +1,6 @@
 // A whole router behind its gRPC services: answers, queue, cancel, operators.
 #include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 
 #include "tests/router/node_fixture.h"
@@ -274,6 +275,55 @@ TEST_F(NodeTest, AnotherFingerprintIsRefusedWithTheDifference) {
   ASSERT_TRUE(Eventually([&] { return absl::IsFailedPrecondition(other_weights.refused()); }));
   EXPECT_THAT(std::string(other_weights.refused().message()), HasSubstr("weights_hash"));
   EXPECT_EQ(State().workers_size(), 1);
+}
+
+// Protobuf refuses such a message; the caller still hears what is wrong.
+TEST_F(NodeTest, TextThatIsNotUtf8AndBytesThatAreNoMessage) {
+  const auto call = [&](const std::string& bytes) {
+    const auto channel = grpc::CreateChannel(node_->address(), grpc::InsecureChannelCredentials());
+    grpc::GenericStub stub(channel);
+    grpc::ClientContext context;
+    grpc::CompletionQueue queue;
+    const grpc::Slice slice(bytes);
+    const auto reader = stub.PrepareUnaryCall(&context, "/kvferry.v1.Inference/Generate",
+                                              grpc::ByteBuffer(&slice, 1), &queue);
+    reader->StartCall();
+    grpc::ByteBuffer response;
+    grpc::Status status;
+    reader->Finish(&response, &status, nullptr);
+    void* tag;
+    bool ok;
+    EXPECT_TRUE(queue.Next(&tag, &ok));
+    return status;
+  };
+  const grpc::Status text = call("\x42\x03 ab\xff");
+  EXPECT_EQ(text.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  const grpc::Status stop = call(std::string("\x42\x02") + "a\xff");
+  EXPECT_EQ(stop.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(stop.error_message(), HasSubstr("stop[0]"));
+  EXPECT_EQ(call("\xff\xff\xff").error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(NodeTest, ALargeMessageIsRefused) {
+  v1::GenerateRequest request;
+  request.set_prompt(std::string(5 << 20, 'a'));
+  const Answer answer = Generate(request);
+  EXPECT_EQ(answer.status.code(), absl::StatusCode::kResourceExhausted);
+  request.set_prompt(std::string(3 << 20, 'a'));
+  EXPECT_EQ(Generate(request).status.code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(NodeTest, CountTokens) {
+  grpc::ClientContext context;
+  v1::CountTokensRequest request;
+  request.set_prompt("Hello world");
+  v1::CountTokensResponse response;
+  ASSERT_TRUE(inference_->CountTokens(&context, request, &response).ok());
+  EXPECT_EQ(response.tokens(), 2u);
+  EXPECT_EQ(response.ids_size(), 2);
+  grpc::ClientContext again;
+  EXPECT_EQ(inference_->CountTokens(&again, {}, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
 }
 
 TEST_F(NodeTest, ModelInfo) {

@@ -8,6 +8,7 @@
 #include <google/protobuf/text_format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <string_view>
 #include <vector>
 
@@ -61,8 +62,10 @@ struct Setting {
 
 absl::Status SetDuration(const Setting& setting, Message& duration) {
   absl::Duration parsed;
-  if (!absl::ParseDuration(setting.value, &parsed))
+  if (!absl::ParseDuration(setting.value, &parsed) || parsed == absl::InfiniteDuration() ||
+      parsed == -absl::InfiniteDuration()) {
     return setting.Bad("a duration such as 250ms, 1.5s or 2m");
+  }
   const Descriptor& type = *duration.GetDescriptor();
   const Reflection& reflection = *duration.GetReflection();
   const std::int64_t seconds = absl::IDivDuration(parsed, absl::Seconds(1), &parsed);
@@ -81,14 +84,38 @@ absl::Status SetNumber(const Setting& setting, const char* allowed,
   return absl::OkStatus();
 }
 
+absl::Status SetEnum(const Setting& setting, const FieldDescriptor& field, Message& message) {
+  const google::protobuf::EnumDescriptor& type = *field.enum_type();
+  const google::protobuf::EnumValueDescriptor* value = type.FindValueByName(setting.value);
+  if (value != nullptr) {
+    message.GetReflection()->SetEnum(&message, &field, value);
+    return absl::OkStatus();
+  }
+  std::vector<std::string> names;
+  for (int i = 0; i < type.value_count(); ++i) names.push_back(type.value(i)->name());
+  return setting.Bad(absl::StrCat("one of ", absl::StrJoin(names, ", ")));
+}
+
+absl::Status Unsettable(const Setting& setting, const FieldDescriptor& field) {
+  return setting.Bad(absl::StrCat("nothing: ", field.is_repeated() ? "lists" : "fields",
+                                  " of type ", field.cpp_type_name(),
+                                  " can be set in the config file only"));
+}
+
+absl::Status AppendToList(const Setting& setting, const FieldDescriptor& field, Message& message) {
+  if (field.cpp_type() != FieldDescriptor::CPPTYPE_STRING) return Unsettable(setting, field);
+  message.GetReflection()->AddString(&message, &field, setting.value);
+  return absl::OkStatus();
+}
+
 absl::Status SetScalar(const Setting& setting, const FieldDescriptor& field, Message& message) {
   const Reflection& reflection = *message.GetReflection();
-  const bool append = field.is_repeated();
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_STRING:
-      append ? reflection.AddString(&message, &field, setting.value)
-             : reflection.SetString(&message, &field, setting.value);
+      reflection.SetString(&message, &field, setting.value);
       return absl::OkStatus();
+    case FieldDescriptor::CPPTYPE_ENUM:
+      return SetEnum(setting, field, message);
     case FieldDescriptor::CPPTYPE_BOOL:
       return SetNumber<bool>(setting, "true or false", absl::SimpleAtob,
                              [&](bool v) { reflection.SetBool(&message, &field, v); });
@@ -101,8 +128,7 @@ absl::Status SetScalar(const Setting& setting, const FieldDescriptor& field, Mes
           setting, "an integer from 0 to 18446744073709551615", absl::SimpleAtoi<std::uint64_t>,
           [&](std::uint64_t v) { reflection.SetUInt64(&message, &field, v); });
     default:
-      return setting.Bad(absl::StrCat("nothing: fields of type ", field.cpp_type_name(),
-                                      " cannot be set on the command line"));
+      return Unsettable(setting, field);
   }
 }
 
@@ -143,7 +169,8 @@ absl::Status Apply(const Setting& setting, std::vector<std::string> names, Messa
     if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
       return setting.Bad(absl::StrCat("one of its fields: ", FieldNames(*field->message_type())));
     }
-    return SetScalar(setting, *field, message);
+    return field->is_repeated() ? AppendToList(setting, *field, message)
+                                : SetScalar(setting, *field, message);
   }
   if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || field->is_repeated()) {
     return setting.Bad(absl::StrCat("no field below '", field->name(), "'"));
@@ -175,8 +202,13 @@ absl::Status LoadConfigFile(const std::string& path, Message* config) {
   FirstError error;
   google::protobuf::TextFormat::Parser parser;
   parser.RecordErrorsTo(&error);
-  if (!parser.Parse(&stream, config))
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.text));
+  const bool parsed = parser.Parse(&stream, config);
+  // A failed read looks like the end of the file, and an empty file is a valid configuration.
+  if (stream.GetErrno() != 0) {
+    return absl::ErrnoToStatus(stream.GetErrno(),
+                               absl::StrCat("cannot read the config file '", path, "'"));
+  }
+  if (!parsed) return absl::InvalidArgumentError(absl::StrCat(path, ": ", error.text));
   return absl::OkStatus();
 }
 

@@ -3,6 +3,7 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -42,8 +43,12 @@ spdlog::level::level_enum ToSpdlog(LogLevel level) {
   return spdlog::level::err;
 }
 
+// A peer's text must neither end the line nor reach the terminal as a control sequence.
+bool IsControl(char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; }
+
 bool NeedsQuotes(const std::string& value) {
-  return value.empty() || value.find_first_of(" \"\n=") != std::string::npos;
+  return value.empty() || value.find_first_of(" \"\\=") != std::string::npos ||
+         std::any_of(value.begin(), value.end(), IsControl);
 }
 
 void AppendValue(std::string& line, const std::string& value) {
@@ -53,10 +58,12 @@ void AppendValue(std::string& line, const std::string& value) {
   }
   line += '"';
   for (const char c : value) {
-    if (c == '"' || c == '\\') line += '\\';
     if (c == '\n') {
       line += "\\n";
+    } else if (IsControl(c)) {
+      absl::StrAppend(&line, "\\x", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad2));
     } else {
+      if (c == '"' || c == '\\') line += '\\';
       line += c;
     }
   }

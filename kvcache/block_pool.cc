@@ -114,6 +114,13 @@ absl::Status BlockPool::Fill(RowIdx row, int layer) {
 absl::Status BlockPool::Publish(RowIdx row) { return MoveRow(row, PageState::kPublished); }
 
 absl::Status BlockPool::Free(RowIdx row) {
+  for (int layer = 0; layer < layers_; ++layer) {
+    KVF_RETURN_IF_ERROR(Check(row, layer, PageState::kFree));
+    if (state(row, layer) == PageState::kQuarantined) {
+      return absl::InternalError(
+          absl::StrCat("row ", Index(row), " is in quarantine: only ReleaseQuarantine frees it"));
+    }
+  }
   KVF_RETURN_IF_ERROR(MoveRow(row, PageState::kFree));
   free_rows_.push_back(row);
   return absl::OkStatus();

@@ -35,8 +35,8 @@ class BlockPool {
 
   absl::Status Fill(RowIdx row, int layer);  // granted -> filled
   absl::Status Publish(RowIdx row);          // all layers filled -> published
-  absl::Status Free(
-      RowIdx row);  // published or filled, or granted that no peer was told of -> free
+  // Published or filled, or granted that no peer was told of -> free. Never out of quarantine.
+  absl::Status Free(RowIdx row);
   absl::Status Quarantine(RowIdx row);  // granted pages -> quarantined, filled ones -> free
   absl::Status ReleaseQuarantine(
       RowIdx row);  // quarantined -> free: no write can be in flight any more

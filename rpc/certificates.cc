@@ -51,10 +51,12 @@ absl::Status WriteFile(const std::string& path, std::string_view contents, mode_
   const std::string fresh = path + ".new";
   const int fd = open(fresh.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot write '", fresh, "'"));
+  // A file that an interrupted run has left keeps its old mode otherwise.
+  const bool mode_set = fchmod(fd, mode) == 0;
   const ssize_t written = write(fd, contents.data(), contents.size());
   const int error = errno;
   close(fd);
-  if (written != static_cast<ssize_t>(contents.size())) {
+  if (!mode_set || written != static_cast<ssize_t>(contents.size())) {
     return absl::ErrnoToStatus(error, absl::StrCat("cannot write '", fresh, "'"));
   }
   std::error_code renamed;
@@ -137,8 +139,10 @@ absl::StatusOr<KeyPtr> MakeKey() {
   return key;
 }
 
-bool StillValid(const std::string& path) {
-  BioPtr bio(BIO_new_file(path.c_str(), "r"));
+// Of the pair `stem`.crt and `stem`.key.
+bool StillValid(const std::string& stem) {
+  if (access((stem + ".key").c_str(), R_OK) != 0) return false;
+  BioPtr bio(BIO_new_file((stem + ".crt").c_str(), "r"));
   if (bio == nullptr) return false;
   CertificatePtr certificate(PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr));
   if (certificate == nullptr) return false;
@@ -167,8 +171,8 @@ absl::Status MakeCertificates(const std::string& folder) {
   if (error)
     return absl::InternalError(
         absl::StrCat("cannot make the folder '", folder, "': ", error.message()));
-  bool all_valid = StillValid(folder + "/ca.crt");
-  for (const Role role : kRoles) all_valid = all_valid && StillValid(Stem(folder, role) + ".crt");
+  bool all_valid = StillValid(folder + "/ca");
+  for (const Role role : kRoles) all_valid = all_valid && StillValid(Stem(folder, role));
   if (all_valid) return absl::OkStatus();
 
   // All or nothing: a new authority invalidates what the old one has signed.

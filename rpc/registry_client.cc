@@ -24,6 +24,16 @@ namespace {
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(100);
 constexpr absl::Duration kMostBackoff = absl::Seconds(2);
 constexpr absl::Duration kDefaultInterval = absl::Milliseconds(250);
+constexpr absl::Duration kLeastInterval = absl::Milliseconds(10);
+constexpr absl::Duration kMostInterval = absl::Seconds(10);
+
+// What the router asks for, within reason: it may neither keep us busy nor silence us.
+absl::Duration ReportInterval(const v1::Welcome& welcome) {
+  const absl::Duration asked = absl::Seconds(welcome.report_interval().seconds()) +
+                               absl::Nanoseconds(welcome.report_interval().nanos());
+  if (asked <= absl::ZeroDuration()) return kDefaultInterval;
+  return std::clamp(asked, kLeastInterval, kMostInterval);
+}
 
 // One Attach call. Its life: StartCall, reads and writes one at a time, OnDone once. Thread:
 // gRPC's, and any for Report and Stop.
@@ -36,12 +46,18 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
     virtual void OnEnd(const absl::Status& status, bool was_welcome) = 0;
   };
 
-  AttachStream(v1::Registry::Stub& stub, const v1::Join& join, Owner& owner) : owner_(owner) {
+  AttachStream(v1::Registry::Stub& stub, const v1::Join& join, absl::Duration welcome_limit,
+               Owner& owner)
+      : owner_(owner), interval_(welcome_limit) {
     *report_.mutable_join() = join;
     stub.async()->Attach(&context_, this);
     AddHold();  // for the timer, which starts writes outside of reactions
     StartRead(&command_);
     StartWrite(&report_);
+    {
+      const absl::MutexLock lock(&mutex_);
+      ArmTimer();
+    }
     StartCall();
   }
 
@@ -71,10 +87,8 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
     if (command_.has_welcome()) {
       const absl::MutexLock lock(&mutex_);
       welcome_ = true;
-      interval_ = absl::Seconds(command_.welcome().report_interval().seconds()) +
-                  absl::Nanoseconds(command_.welcome().report_interval().nanos());
-      if (interval_ <= absl::ZeroDuration()) interval_ = kDefaultInterval;
-      ArmTimer();
+      interval_ = ReportInterval(command_.welcome());
+      timer_.Cancel();  // it runs now, and again after the new interval
     } else {
       owner_.OnCommand(command_);
     }
@@ -92,7 +106,8 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
     {
       const absl::MutexLock lock(&mutex_);
       done_ = true;
-      end_status_ = FromGrpc(status);
+      end_status_ = unwelcome_ ? absl::DeadlineExceededError("no welcome from the router in time")
+                               : FromGrpc(status);
       if (timer_armed_) {
         timer_.Cancel();  // its callback ends the stream: nothing of this may be deleted before it
                           // has run
@@ -139,6 +154,10 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
       const absl::MutexLock lock(&mutex_);
       timer_armed_ = false;
       if (!done_) {
+        if (!welcome_) {
+          unwelcome_ = true;
+          context_.TryCancel();
+        }
         wanted_ = true;
         MaybeWrite();
         ArmTimer();
@@ -153,8 +172,9 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
   v1::WorkerReport report_;    // the write under way
   v1::RouterCommand command_;  // the read under way
   absl::Mutex mutex_;
-  absl::Duration interval_ ABSL_GUARDED_BY(mutex_) = kDefaultInterval;
-  bool writing_ ABSL_GUARDED_BY(mutex_) = true;  // the join
+  absl::Duration interval_ ABSL_GUARDED_BY(mutex_);  // until the welcome: how long to wait for it
+  bool writing_ ABSL_GUARDED_BY(mutex_) = true;      // the join
+  bool unwelcome_ ABSL_GUARDED_BY(mutex_) = false;   // given up for want of a welcome
   bool welcome_ = false;  // written under mutex_, read after the last callback
   bool wanted_ ABSL_GUARDED_BY(mutex_) = false;
   bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
@@ -173,10 +193,11 @@ class AttachStream : public grpc::ClientBidiReactor<v1::WorkerReport, v1::Router
 class RouterLink : public AttachStream::Owner {
  public:
   RouterLink(std::string address, const Credentials& credentials, const v1::Join& join,
-             const RegistryClient::Callbacks& callbacks)
+             const RegistryClient::Callbacks& callbacks, absl::Duration welcome_limit)
       : address_(std::move(address)),
         join_(join),
         callbacks_(callbacks),
+        welcome_limit_(welcome_limit),
         channel_(credentials.Connect(address_, Role::kRouter)),
         stub_(v1::Registry::NewStub(channel_)),
         thread_([this] { Run(); }) {}
@@ -243,7 +264,7 @@ class RouterLink : public AttachStream::Owner {
     const absl::MutexLock lock(&mutex_);
     if (leaving_) return absl::CancelledError("leaving");
     ended_ = false;
-    stream_ = std::make_unique<AttachStream>(*stub_, join_, *this);
+    stream_ = std::make_unique<AttachStream>(*stub_, join_, welcome_limit_, *this);
     mutex_.Await(absl::Condition(&ended_));
     return end_status_;
   }
@@ -261,6 +282,7 @@ class RouterLink : public AttachStream::Owner {
   const std::string address_;
   const v1::Join join_;
   const RegistryClient::Callbacks callbacks_;
+  const absl::Duration welcome_limit_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Registry::Stub> stub_;
   std::optional<absl::StatusCode> last_explained_;  // the thread's own
@@ -276,10 +298,11 @@ class RouterLink : public AttachStream::Owner {
 class StreamingRegistryClient : public RegistryClient {
  public:
   StreamingRegistryClient(std::vector<std::string> addresses, const Credentials& credentials,
-                          const v1::Join& join, const Callbacks& callbacks) {
+                          const v1::Join& join, const Callbacks& callbacks,
+                          absl::Duration welcome_limit) {
     for (std::string& address : addresses) {
-      links_.push_back(
-          std::make_unique<RouterLink>(std::move(address), credentials, join, callbacks));
+      links_.push_back(std::make_unique<RouterLink>(std::move(address), credentials, join,
+                                                    callbacks, welcome_limit));
     }
   }
   void Leave() override {
@@ -297,9 +320,10 @@ class StreamingRegistryClient : public RegistryClient {
 
 std::unique_ptr<RegistryClient> RegistryClient::Start(std::vector<std::string> router_addresses,
                                                       const Credentials& credentials, v1::Join join,
-                                                      Callbacks callbacks) {
+                                                      Callbacks callbacks,
+                                                      absl::Duration welcome_limit) {
   return std::make_unique<StreamingRegistryClient>(std::move(router_addresses), credentials, join,
-                                                   callbacks);
+                                                   callbacks, welcome_limit);
 }
 
 }  // namespace kvferry::rpc

@@ -6,14 +6,16 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "kvferry/v1/registry.pb.h"
 #include "rpc/credentials.h"
 
 namespace kvferry::rpc {
 
 // A worker's side of the registry: one Attach stream per router, kept open for ever (reconnects
-// with backoff of 0.1 to 2 s). Thread: any. The callbacks run on gRPC threads, one at a time, and
-// must not block.
+// with backoff of 0.1 to 2 s). A router that answers pings but does not welcome the worker within
+// `welcome_limit` is tried again like a lost one. Thread: any. The callbacks run on gRPC threads,
+// one at a time, and must not block.
 class RegistryClient {
  public:
   struct Callbacks {
@@ -24,7 +26,8 @@ class RegistryClient {
   };
   static std::unique_ptr<RegistryClient> Start(std::vector<std::string> router_addresses,
                                                const Credentials& credentials, v1::Join join,
-                                               Callbacks callbacks);
+                                               Callbacks callbacks,
+                                               absl::Duration welcome_limit = absl::Seconds(5));
   virtual ~RegistryClient() = default;
   // Sends Leaving on every stream and ends them. Idempotent.
   virtual void Leave() = 0;

@@ -1,12 +1,13 @@
 #include "rpc/server.h"
 
+#include <arpa/inet.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
+#include <netinet/in.h>
 
 #include <chrono>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 
@@ -17,8 +18,13 @@ constexpr int kKeepaliveIntervalMs = 2000;
 constexpr int kKeepaliveTimeoutMs = 2000;
 constexpr int kMinPingIntervalMs = 1000;
 
+// By number, since a name such as 127.example.com may be anywhere.
 bool IsLoopback(const std::string& host) {
-  return host == "localhost" || host == "[::1]" || absl::StartsWith(host, "127.");
+  in_addr address{};
+  if (inet_pton(AF_INET, host.c_str(), &address) == 1) {
+    return ntohl(address.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  return host == "localhost" || host == "[::1]";
 }
 
 }  // namespace

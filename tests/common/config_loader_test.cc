@@ -11,6 +11,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvferry/v1/config.pb.h"
+#include "kvferry/v1/decode.pb.h"
+#include "kvferry/v1/registry.pb.h"
 
 namespace kvferry {
 namespace {
@@ -55,6 +57,7 @@ TEST(ApplySettings, ErrorsNamePathValueAndWhatIsAllowed) {
       {"max_sequences=5000000000", "4294967295"},
       {"tls.insecure=perhaps", "true or false"},
       {"transport.heartbeat_interval=fast", "a duration such as"},
+      {"transport.heartbeat_interval=inf", "a duration such as"},
       {"worker=x", "one of its fields"},
       {"worker.router_addresses=a:1", "'+='"},
       {"pool_bytes+=1", "'='"},
@@ -67,6 +70,30 @@ TEST(ApplySettings, ErrorsNamePathValueAndWhatIsAllowed) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad.setting;
     EXPECT_THAT(std::string(status.message()), HasSubstr(bad.message)) << bad.setting;
   }
+}
+
+TEST(ApplySettings, EnumsGoByName) {
+  v1::Join join;
+  const std::vector<std::string> good = {"role=WORKER_ROLE_DECODE"};
+  ASSERT_TRUE(ApplySettings(good, &join).ok());
+  EXPECT_EQ(join.role(), v1::WORKER_ROLE_DECODE);
+  const std::vector<std::string> bad = {"role=decode"};
+  EXPECT_THAT(std::string(ApplySettings(bad, &join).message()),
+              HasSubstr("WORKER_ROLE_PREFILL, WORKER_ROLE_DECODE"));
+}
+
+TEST(ApplySettings, AListOfNumbersIsRefused) {
+  v1::RunRequest request;
+  const std::vector<std::string> settings = {"tokens+=1"};
+  EXPECT_THAT(std::string(ApplySettings(settings, &request).message()),
+              HasSubstr("in the config file only"));
+}
+
+TEST(LoadConfigFile, AFolderIsNotAnEmptyConfiguration) {
+  v1::DecodeConfig config;
+  const absl::Status status = LoadConfigFile("/tmp", &config);
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/tmp"));
 }
 
 TEST(LoadConfigFile, NamesFileLineAndField) {

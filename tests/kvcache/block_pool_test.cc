@@ -104,6 +104,16 @@ TEST(BlockPool, AnAbortedRowIsNotReusedBeforeItsQuarantineEnds) {
   EXPECT_TRUE(pool.CheckConservation().ok());
 }
 
+TEST(BlockPool, FreeDoesNotEndAQuarantine) {
+  BlockPool pool = MakePool();
+  const RowIdx row = pool.Reserve(1).value().front();
+  ASSERT_TRUE(pool.Quarantine(row).ok());
+  EXPECT_EQ(Count(pool, PageState::kQuarantined), kLayers);
+  EXPECT_THAT(std::string(pool.Free(row).message()), ::testing::HasSubstr("quarantine"));
+  EXPECT_EQ(Count(pool, PageState::kQuarantined), kLayers);
+  EXPECT_TRUE(pool.CheckConservation().ok());
+}
+
 TEST(BlockPool, ARowWhosePagesAreAllFilledNeedsNoQuarantine) {
   BlockPool pool = MakePool();
   const RowIdx row = pool.Reserve(1).value().front();

@@ -59,6 +59,9 @@ def check_tree(root):
             name = path.relative_to(root).as_posix()
             for number, target in includes(path):
                 other = target.split("/")[0]
+                # Includes start at the root, so that this check sees the folder in each of ours.
+                if ".." in target.split("/") or (path.parent / target).is_file() and not (root / target).is_file():
+                    violations.append(f"{name}:{number}: include {target} from the root of the repository")
                 if other in MAY_INCLUDE and other != folder and other not in MAY_INCLUDE[folder]:
                     violations.append(f"{name}:{number}: {folder} may not include {other} ({target})")
                 for wall, pattern, allowed in WALLS:
@@ -83,6 +86,8 @@ def self_test():
         "rpc/f.cc": "transport/transport.h",
         "kvcodec/g.cc": "tests/fakes/fake_clock.h",
         "common/h.cc": "google/protobuf/message.h",
+        "common/i.cc": "../kvcodec/b.h",
+        "kvcodec/j.cc": "b.h",
     }
     fine = {"transport/ucx/x.cc": "ucp/api/ucp.h", "model/y.cc": "torch/torch.h", "router/service.cc": "grpcpp/server.h",
             "common/config_loader.cc": "google/protobuf/message.h"}

@@ -40,6 +40,7 @@ class FirstError : public google::protobuf::io::ErrorCollector {
 
 std::string FieldNames(const Descriptor& type) {
   std::vector<std::string> names;
+  names.reserve(type.field_count());
   for (int i = 0; i < type.field_count(); ++i) names.push_back(type.field(i)->name());
   return absl::StrJoin(names, ", ");
 }
@@ -92,6 +93,7 @@ absl::Status SetEnum(const Setting& setting, const FieldDescriptor& field, Messa
     return absl::OkStatus();
   }
   std::vector<std::string> names;
+  names.reserve(type.value_count());
   for (int i = 0; i < type.value_count(); ++i) names.push_back(type.value(i)->name());
   return setting.Bad(absl::StrCat("one of ", absl::StrJoin(names, ", ")));
 }

@@ -226,8 +226,8 @@ class Node final : public DecodeNode {
       Log(LogLevel::kError, "router_refused", {{"router", router}, {"why", why}});
     };
     registry_ = rpc::RegistryClient::Start(
-        {worker.router_addresses().begin(), worker.router_addresses().end()}, *credentials_,
-        std::move(join), std::move(callbacks));
+        {worker.router_addresses().begin(), worker.router_addresses().end()}, *credentials_, join,
+        callbacks);
     return absl::OkStatus();
   }
 

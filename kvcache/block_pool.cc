@@ -39,7 +39,6 @@ bool IsLegalTransition(PageState from, PageState to) {
     case PageState::kFilled:
       return to == PageState::kPublished || to == PageState::kFree;
     case PageState::kPublished:
-      return to == PageState::kFree;
     case PageState::kQuarantined:
       return to == PageState::kFree;
   }

@@ -319,8 +319,9 @@ class StreamingRegistryClient : public RegistryClient {
 }  // namespace
 
 std::unique_ptr<RegistryClient> RegistryClient::Start(std::vector<std::string> router_addresses,
-                                                      const Credentials& credentials, v1::Join join,
-                                                      Callbacks callbacks,
+                                                      const Credentials& credentials,
+                                                      const v1::Join& join,
+                                                      const Callbacks& callbacks,
                                                       absl::Duration welcome_limit) {
   return std::make_unique<StreamingRegistryClient>(std::move(router_addresses), credentials, join,
                                                    callbacks, welcome_limit);

@@ -25,8 +25,8 @@ class RegistryClient {
         refused;  // kFailedPrecondition: another fingerprint
   };
   static std::unique_ptr<RegistryClient> Start(std::vector<std::string> router_addresses,
-                                               const Credentials& credentials, v1::Join join,
-                                               Callbacks callbacks,
+                                               const Credentials& credentials, const v1::Join& join,
+                                               const Callbacks& callbacks,
                                                absl::Duration welcome_limit = absl::Seconds(5));
   virtual ~RegistryClient() = default;
   // Sends Leaving on every stream and ends them. Idempotent.

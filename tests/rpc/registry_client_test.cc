@@ -128,14 +128,13 @@ TEST_F(RpcTest, ARouterThatDoesNotWelcomeIsTriedAgain) {
 }
 
 TEST_F(RpcTest, AWorkerAttachesAgainWhenTheRouterComesBack) {
-  FakeRegistry registry;
+  FakeRegistry registry, second;
   auto server = Serve(registry, Role::kRouter);
   const std::string address = server->address();
   const auto client = RegistryClient::Start({address}, Of(Role::kPrefill), v1::Join(),
                                             {.load = [] { return v1::Load(); }});
   ASSERT_TRUE(registry.Await(1, 1, 0));
   server.reset();
-  FakeRegistry second;
   server = Serve(second, Role::kRouter, address);
   EXPECT_TRUE(second.Await(1, 1, 0));
 }

@@ -33,15 +33,18 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
         absl::StrCat("send slots: ", options.slots, " of ", options.slot_bytes,
                      " bytes; at least 1 of a multiple of 4096 below 4 GiB is needed"));
   }
-  std::unique_ptr<DataPlane> plane(new DataPlane(options, clock, metrics));
+  KVF_ASSIGN_OR_RETURN(ChunkDump dump, ChunkDump::Create(options.dump_folder));
+  std::unique_ptr<DataPlane> plane(new DataPlane(options, std::move(dump), clock, metrics));
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
   KVF_ASSIGN_OR_RETURN(plane->region_,
                        plane->transport_->Allocate(options.slot_bytes * options.slots));
   return plane;
 }
 
-DataPlane::DataPlane(const DataPlaneOptions& options, const Clock& clock, Metrics& metrics)
+DataPlane::DataPlane(const DataPlaneOptions& options, ChunkDump dump, const Clock& clock,
+                     Metrics& metrics)
     : options_(options),
+      dump_(std::move(dump)),
       clock_(clock),
       chunks_(metrics.GetCounter("kvferry_prefill_chunks_total", "Chunks sent, resends included")),
       resent_chunks_(metrics.GetCounter("kvferry_prefill_resent_chunks_total",
@@ -195,6 +198,8 @@ absl::Status DataPlane::SendChunk(const TransferId& id, transport::ChunkHeader h
     chunk.slot = slot.index_;
     chunk.payload_bytes = header.payload_bytes;
     transport::EncodeChunkHeader(header, transfer->peer.info.key, chunk.header);
+    // Under the mutex: once it is released the chunk may be sent, acknowledged and its slot reused.
+    dump_.Write(id, header.chunk_seq, chunk.header, slot.bytes().first(header.payload_bytes));
     slot.owner_ = nullptr;  // the transfer's now
     Perform(*transfer, actions, outbox);
   }

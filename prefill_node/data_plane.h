@@ -20,6 +20,7 @@
 #include "common/ids.h"
 #include "common/metrics.h"
 #include "prefill_node/block_sender.h"
+#include "prefill_node/chunk_dump.h"
 #include "transport/transport.h"
 #include "transport/wire.h"
 
@@ -87,6 +88,7 @@ struct DataPlaneOptions {
   std::size_t slot_bytes = 0;
   std::uint32_t slots = 0;
   SenderLimits limits;
+  std::string dump_folder = {};  // of ChunkDump; empty: off
 };
 
 // Makes the process's transport, with `sink` for its messages.
@@ -171,7 +173,7 @@ class DataPlane final : private transport::MessageSink {
     std::vector<std::function<void()>> calls;
   };
 
-  DataPlane(const DataPlaneOptions& options, const Clock& clock, Metrics& metrics);
+  DataPlane(const DataPlaneOptions& options, ChunkDump dump, const Clock& clock, Metrics& metrics);
 
   void OnMessage(transport::PeerHandle from, transport::MessageType type,
                  std::span<const std::byte> header) override;
@@ -206,6 +208,7 @@ class DataPlane final : private transport::MessageSink {
   std::span<std::byte> SlotBytes(std::uint32_t slot) const;
 
   const DataPlaneOptions options_;
+  const ChunkDump dump_;
   const Clock& clock_;
   Counter& chunks_;
   Counter& resent_chunks_;

@@ -144,7 +144,8 @@ class Node final : public PrefillNode {
         DataPlane::Create({.incarnation = incarnation_,
                            .slot_bytes = config_.send_slot_bytes(),
                            .slots = config_.send_slots(),
-                           .limits = limits},
+                           .limits = limits,
+                           .dump_folder = config_.dump_folder()},
                           parts.transport ? parts.transport : UcxFactory(config_.transport()),
                           clock_, *metrics_));
     const std::string& required = config_.transport().required();

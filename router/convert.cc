@@ -115,10 +115,15 @@ void FillHandoff(const v1::HandoffStats& message, Handoff& handoff) {
   handoff.chunks = message.chunks();
   handoff.resent_chunks = message.resent_chunks();
   handoff.transport = message.transport();
-  handoff.prefill_time =
-      ToDuration("prefill_time", message.prefill_time()).value_or(absl::ZeroDuration());
-  handoff.exposed_time =
-      ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
+  // Only prefill knows the times, and either side may report last.
+  if (message.has_prefill_time()) {
+    handoff.prefill_time =
+        ToDuration("prefill_time", message.prefill_time()).value_or(absl::ZeroDuration());
+  }
+  if (message.has_exposed_time()) {
+    handoff.exposed_time =
+        ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
+  }
 }
 
 void FillEnd(const AnswerEnd& end, v1::Finished& message) {

@@ -52,7 +52,8 @@ class CommandTest : public ::testing::Test {
     ASSERT_NE(mkdtemp(folder), nullptr);
     folder_ = folder;
     auto serve = ChildProcess::Start(
-        {Kvferry(), "serve", "--model", kModel, "--listen", "127.0.0.1:0", "--folder", folder_},
+        {Kvferry(), "serve", "--model", kModel, "--listen", "127.0.0.1:0", "--folder", folder_,
+         "--set-prefill", "dump_folder=" + folder_ + "/dump"},
         folder_ + "/serve.log");
     ASSERT_TRUE(serve.ok()) << serve.status();
     serve_ = serve->release();
@@ -79,7 +80,7 @@ std::string CommandTest::folder_, CommandTest::flags_, CommandTest::address_;
 
 TEST_F(CommandTest, GenerateStreamsAnAnswerAndSaysWhatTheHandoffMoved) {
   const Ran ran = RunShell(Kvferry() + " generate" + flags_ +
-                      "--prompt 'What is the capital of France?' --max-tokens 24");
+                           "--prompt 'What is the capital of France?' --max-tokens 24");
   EXPECT_EQ(ran.exit_code, kExitOk) << ran.out;
   EXPECT_THAT(ran.out, HasSubstr("Paris"));
   EXPECT_THAT(ran.out, HasSubstr("bytes shipped"));
@@ -114,9 +115,31 @@ TEST_F(CommandTest, StatusShowsWorkersAndPools) {
   EXPECT_EQ(nlohmann::json::parse(json.out)["workers"].size(), 2u) << json.out;
 }
 
+TEST_F(CommandTest, InspectExplainsADumpedChunkAndFindsADamagedOne) {
+  ASSERT_EQ(RunShell(Kvferry() + " generate" + flags_ + "--max-tokens 2 --raw --prompt '" +
+                     std::string(3000, 'a') + "'")
+                .exit_code,
+            kExitOk);
+  bool blocks_seen = false;
+  std::string any;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ + "/dump")) {
+    any = entry.path().string();
+    const Ran ran = RunShell(Kvferry() + " inspect --output json " + any);
+    EXPECT_EQ(ran.exit_code, kExitOk) << ran.out;
+    const nlohmann::json chunk = nlohmann::json::parse(ran.out);
+    EXPECT_EQ(chunk["check"], "passes");
+    blocks_seen = blocks_seen || (chunk["kind"] == "blocks" && !chunk["blocks"].empty());
+  }
+  EXPECT_TRUE(blocks_seen);
+  RunShell("cp " + any + " " + folder_ + "/bad.bin && printf x | dd of=" + folder_ +
+           "/bad.bin bs=1 seek=300 conv=notrunc");
+  EXPECT_EQ(RunShell(Kvferry() + " inspect " + folder_ + "/bad.bin").exit_code, kExitDataLoss);
+}
+
 TEST_F(CommandTest, ExitCodesTellWhatToDo) {
   EXPECT_EQ(RunShell(Kvferry() + " generate" + flags_).exit_code, kExitUsage);
-  EXPECT_EQ(RunShell(Kvferry() + " generate" + flags_ + "--prompt x --codec zip").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " generate" + flags_ + "--prompt x --codec zip").exit_code,
+            kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " generate --no-such-flag").exit_code, kExitUsage);
   EXPECT_EQ(
       RunShell(Kvferry() + " status --address 127.0.0.1:1 --certs " + folder_ + "/certs").exit_code,
@@ -126,7 +149,7 @@ TEST_F(CommandTest, ExitCodesTellWhatToDo) {
 
 TEST_F(CommandTest, ServeOnAPortInUseSaysSo) {
   const Ran ran = RunShell(Kvferry() + " serve --model " + kModel + " --listen " + address_ +
-                      " --folder " + folder_ + "/second");
+                           " --folder " + folder_ + "/second");
   EXPECT_NE(ran.exit_code, kExitOk);
   EXPECT_THAT(ran.out, HasSubstr(address_)) << ran.out;
 }
@@ -164,11 +187,12 @@ TEST(CodecsCommand, PricesEveryCodec) {
 
 TEST(SampleConfigs, AreAccepted) {
   for (const char* role : {"router", "prefill", "decode"}) {
-    const Ran ran = RunShell(absl::StrCat(ProgramFolder(), "/kvferry-", role, " --config deploy/config/",
-                                     role, ".textproto --check_config"));
+    const Ran ran =
+        RunShell(absl::StrCat(ProgramFolder(), "/kvferry-", role, " --config deploy/config/", role,
+                              ".textproto --check_config"));
     EXPECT_EQ(ran.exit_code, 0) << role << ": " << ran.out;
     EXPECT_NE(RunShell(absl::StrCat(ProgramFolder(), "/kvferry-", role,
-                               " --set no_such_field=1 --check_config"))
+                                    " --set no_such_field=1 --check_config"))
                   .exit_code,
               0);
   }

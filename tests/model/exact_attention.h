@@ -13,7 +13,7 @@
 namespace kvferry::model {
 
 // Attention of decode steps over uncompressed 16-bit K and V, in plain loops: what a cache without
-// loss would do. head_dim is a multiple of 8.
+// loss would do.
 class ExactAttention : public DecodeAttention {
  public:
   ExactAttention(const ModelConfig& config, int sequences, codec::Raw16 type)
@@ -77,7 +77,9 @@ class ExactAttention : public DecodeAttention {
     for (std::size_t t = 0; t < tokens; ++t) {
       float sums[8] = {};  // independent, so that the loop runs in vector registers
       for (std::size_t i = 0; i < dim; i += 8) {
-        for (std::size_t j = 0; j < 8; ++j) sums[j] += q[i + j] * cache.k[t * dim + i + j];
+        for (std::size_t j = 0; j < std::min<std::size_t>(8, dim - i); ++j) {
+          sums[j] += q[i + j] * cache.k[t * dim + i + j];
+        }
       }
       weights[t] = std::accumulate(sums, sums + 8, 0.0f) / std::sqrt(static_cast<float>(dim));
       top = std::max(top, weights[t]);

@@ -1,7 +1,7 @@
 // End to end with the demo model: bytes of a hand-off, overhead of the split, decode speed with and
 // without compression, batching, and a slow link between prefill and decode. Starts its own
 // processes.
-//   bench/run.sh e2e                                 all, into bench/results/e2e.json
+//   bench/run.sh e2e                                 all, into bench/results/e2e_*.json
 //   build/release/bin/e2e_bench --only link --out x.json
 
 #include <CLI/CLI.hpp>
@@ -66,9 +66,8 @@ double Seconds(const google::protobuf::Duration& d) {
   return static_cast<double>(d.seconds()) + d.nanos() * 1e-9;
 }
 
-absl::StatusOr<std::unique_ptr<Cluster>> StartCluster(const std::string& codec,
-                                                      bool namespaces = false) {
-  return Cluster::Start({.namespaces = namespaces, .codec = codec});
+absl::StatusOr<std::unique_ptr<Cluster>> StartCluster(const std::string& codec) {
+  return Cluster::Start({.codec = codec});
 }
 
 absl::Status BenchBytes(Bench& bench) {
@@ -165,7 +164,7 @@ absl::Status BenchDecode(Bench& bench) {
 // Tokens per second of `streams` requests that run at once, the time before the last first token
 // left out.
 absl::StatusOr<double> TokensPerSecond(Cluster& cluster, int streams) {
-  KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest request, Request(256, 128));
+  KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest request, Request(64, 384));
   std::vector<std::future<std::pair<Answer, std::vector<absl::Time>>>> answers;
   for (int stream = 0; stream < streams; ++stream) {
     answers.push_back(std::async(std::launch::async, [&] {
@@ -216,7 +215,13 @@ absl::Status BenchBatch(Bench& bench) {
 absl::Status BenchLink(Bench& bench) {
   std::map<std::string, Spread> waits;
   for (const char* name : {"fp16", "kivi-2-g64"}) {
-    KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster, StartCluster(name, true));
+    // Small chunks: what is under way must not hold up a heartbeat for longer than the silence
+    // limit.
+    KVF_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Cluster> cluster,
+        Cluster::Start({.namespaces = true,
+                        .codec = name,
+                        .set_decode = {"landing_slot_bytes=262144", "credits_per_transfer=2"}}));
     KVF_RETURN_IF_ERROR(cluster->network()->ShapeLink("prefill-0", 20));
     KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest request, Request(4000, 3));
     std::vector<double> samples;

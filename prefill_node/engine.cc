@@ -95,6 +95,11 @@ void Engine::Stop() {
   }
   if (engine_thread_.joinable()) engine_thread_.join();
   if (encoder_thread_.joinable()) encoder_thread_.join();
+  // What the threads had not taken yet is finished too: nothing waits or holds K and V any more.
+  absl::MutexLock lock(&mutex_);
+  queue_.clear();
+  encode_queue_.clear();
+  holding_kv_ = 0;
 }
 
 absl::StatusOr<Engine::JobPtr> Engine::Plan(JobRequest request,

@@ -84,10 +84,10 @@ Request::Actions Request::OnRoute(const Route& route, MonoTime) {
   adopted_ = false;
   prefill_done_ = false;
   attempt_begin_ = tokens_.size();
-  actions.push_back(Reserve{.serial = serial_,
-                            .epoch = attempts_ + 1,
-                            .prompt_tokens = static_cast<std::uint32_t>(tokens_.size()),
-                            .max_new_tokens = remaining()});
+  actions.emplace_back(Reserve{.serial = serial_,
+                               .epoch = attempts_ + 1,
+                               .prompt_tokens = static_cast<std::uint32_t>(tokens_.size()),
+                               .max_new_tokens = remaining()});
   return actions;
 }
 
@@ -102,7 +102,8 @@ Request::Actions Request::OnReserved(RouteSerial serial, MonoTime) {
   if (!Current(serial, State::kReserving)) return actions;
   state_ = State::kRunning;
   ++attempts_;
-  actions.push_back(OpenCalls{.serial = serial, .epoch = attempts_, .max_new_tokens = remaining()});
+  actions.emplace_back(
+      OpenCalls{.serial = serial, .epoch = attempts_, .max_new_tokens = remaining()});
   return actions;
 }
 
@@ -247,7 +248,7 @@ void Request::TakeToken(std::uint32_t position, std::int32_t id, MonoTime now, A
   waiting_since_.reset();
   tokens_.push_back(id);
   const bool stop = std::binary_search(spec_.stop_tokens.begin(), spec_.stop_tokens.end(), id);
-  actions.push_back(Emit{.index = emitted() - 1, .id = id, .in_text = !stop});
+  actions.emplace_back(Emit{.index = emitted() - 1, .id = id, .in_text = !stop});
   if (stop) {
     Finish(End::kStop, actions);
   } else if (remaining() == 0) {
@@ -279,7 +280,7 @@ void Request::Refuse(Incarnation worker, const absl::Status& status, MonoTime no
   Close(actions);
   // Without a hint there is nothing to wait for: it can never fit there.
   if (const std::optional<absl::Duration> hint = rpc::RetryHint(status)) {
-    actions.push_back(Refused{.worker = worker, .until = now + *hint});
+    actions.emplace_back(Refused{.worker = worker, .until = now + *hint});
   } else {
     never_.insert(worker);
     never_fits_ = status;
@@ -291,24 +292,24 @@ void Request::Refuse(Incarnation worker, const absl::Status& status, MonoTime no
 void Request::Wait(MonoTime now, MonoTime not_before, Actions& actions) {
   state_ = State::kWaiting;
   if (!waiting_since_.has_value()) waiting_since_ = now;
-  actions.push_back(
+  actions.emplace_back(
       Enqueue{.not_before = not_before, .deadline = *waiting_since_ + limits_.queue_limit});
 }
 
 void Request::Close(Actions& actions) {
-  if (state_ == State::kReserving || state_ == State::kRunning) actions.push_back(CloseCalls{});
+  if (state_ == State::kReserving || state_ == State::kRunning) actions.emplace_back(CloseCalls{});
 }
 
 void Request::Finish(End end, Actions& actions) {
   Close(actions);
   state_ = State::kFinished;
-  actions.push_back(FinishRequest{.end = end});
+  actions.emplace_back(FinishRequest{.end = end});
 }
 
 void Request::Fail(absl::Status status, Actions& actions) {
   Close(actions);
   state_ = State::kFinished;
-  actions.push_back(FailRequest{.status = std::move(status)});
+  actions.emplace_back(FailRequest{.status = std::move(status)});
 }
 
 }  // namespace kvferry::router

@@ -1,0 +1,31 @@
+# Finds nvcc and sets KVFERRY_CUDA_ENABLED. Without CUDA everything but kernels/ is built. The runtime is linked
+# statically: a program needs no more than the driver of the machine that it runs on.
+set(KVFERRY_CUDA_ENABLED OFF)
+if(NOT KVFERRY_CUDA)
+  return()
+endif()
+
+include(CheckLanguage)
+if(NOT DEFINED CMAKE_CUDA_COMPILER AND EXISTS /usr/local/cuda/bin/nvcc)
+  set(CMAKE_CUDA_COMPILER /usr/local/cuda/bin/nvcc)
+endif()
+check_language(CUDA)
+if(CMAKE_CUDA_COMPILER)
+  # 8.0: A100 and newer; 9.0a: Hopper with its own instructions.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real CACHE STRING "GPU architectures of kernels/")
+  endif()
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+endif()
+
+if(CMAKE_CUDA_COMPILER AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  find_package(CUDAToolkit REQUIRED)
+  set(KVFERRY_CUDA_ENABLED ON)
+elseif(KVFERRY_CUDA STREQUAL "AUTO")
+  message(STATUS "No CUDA 12.8 or newer: kernels/ is not built (set CMAKE_CUDA_COMPILER to point at nvcc)")
+else()
+  message(FATAL_ERROR "KVFERRY_CUDA is ${KVFERRY_CUDA}, but CUDA 12.8 or newer was not found. Set CMAKE_CUDA_COMPILER to its nvcc, or KVFERRY_CUDA=OFF.")
+endif()

@@ -36,7 +36,7 @@ absl::StatusOr<model::SamplingParams> ToSampling(const v1::SamplingParams& messa
   if (message.has_min_p()) params.min_p = message.min_p();
   if (message.has_repetition_penalty()) params.repetition_penalty = message.repetition_penalty();
   params.seed = message.has_seed() ? message.seed() : RandomId64();
-  KVF_RETURN_IF_ERROR(Named("sampling.", params.Validate()));
+  KVF_RETURN_IF_ERROR(params.Validate());
   return params;
 }
 

@@ -170,7 +170,7 @@ TEST_F(IntakeTest, BadInputNamesFieldAndLimit) {
        [](auto& r) { r.mutable_sampling()->set_temperature(std::nanf("")); },
        kInvalid,
        {"sampling.temperature"}},
-      {"top_k", [](auto& r) { r.mutable_sampling()->set_top_k(-1); }, kInvalid, {"top_k", "-1"}},
+      {"top_k", [](auto& r) { r.mutable_sampling()->set_top_k(-1); }, kInvalid, {"sampling.top_k", "-1"}},
       {"top_p", [](auto& r) { r.mutable_sampling()->set_top_p(0); }, kInvalid, {"top_p"}},
       {"min_p", [](auto& r) { r.mutable_sampling()->set_min_p(1); }, kInvalid, {"min_p"}},
       {"penalty",
@@ -208,6 +208,13 @@ TEST_F(IntakeTest, BadInputNamesFieldAndLimit) {
     for (const std::string& word : c.words)
       EXPECT_THAT(std::string(status.message()), HasSubstr(word)) << c.name;
   }
+}
+
+TEST_F(IntakeTest, ASamplingFieldIsNamedOnce) {
+  v1::GenerateRequest request = Request();
+  request.mutable_sampling()->set_temperature(-1);
+  EXPECT_THAT(std::string(intake_.Generate(request).status().message()),
+              testing::StartsWith("sampling.temperature is -1"));
 }
 
 TEST_F(IntakeTest, CountsTokens) {

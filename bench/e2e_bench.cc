@@ -22,6 +22,7 @@
 #include "kvcodec/plan.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "rpc/convert.h"
 #include "tests/integration/cluster.h"
 #include "tests/integration/reference.h"
 
@@ -60,10 +61,6 @@ absl::StatusOr<v1::GenerateRequest> Request(int prompt_tokens, int max_tokens) {
   v1::GenerateRequest request = testing::GreedyRequest("", max_tokens);
   request.mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
   return request;
-}
-
-double Seconds(const google::protobuf::Duration& d) {
-  return static_cast<double>(d.seconds()) + d.nanos() * 1e-9;
 }
 
 absl::StatusOr<std::unique_ptr<Cluster>> StartCluster(const std::string& codec) {
@@ -115,7 +112,7 @@ absl::Status BenchSplit(Bench& bench) {
   for (int run = 0; run <= bench.repeats; ++run) {
     const Answer answer = cluster->Generate(request);
     KVF_RETURN_IF_ERROR(answer.status);
-    if (run > 0) split.push_back(Seconds(answer.finished.time_to_first_token()));
+    if (run > 0) split.push_back(rpc::ToSeconds(answer.finished.time_to_first_token()));
   }
   bench.report->AddRatio(
       "time to first token, 1,000-token prompt, three processes",
@@ -131,7 +128,7 @@ absl::StatusOr<Spread> StepSeconds(Cluster& cluster, int prompt_tokens, int repe
   for (int run = 0; run <= repeats; ++run) {
     const Answer answer = cluster.Generate(request);
     KVF_RETURN_IF_ERROR(answer.status);
-    if (run > 0) steps.push_back(Seconds(answer.finished.time_per_token()));
+    if (run > 0) steps.push_back(rpc::ToSeconds(answer.finished.time_per_token()));
   }
   return Summarize(steps);
 }

@@ -18,6 +18,7 @@
 #include "cli/output.h"
 #include "common/status_macros.h"
 #include "kvferry/v1/inference.grpc.pb.h"
+#include "rpc/convert.h"
 #include "rpc/status.h"
 
 namespace kvferry::cli {
@@ -80,10 +81,6 @@ absl::StatusOr<v1::GenerateRequest> BuildRequest(const GenerateFlags& flags) {
   return request;
 }
 
-double Seconds(const google::protobuf::Duration& duration) {
-  return static_cast<double>(duration.seconds()) + duration.nanos() * 1e-9;
-}
-
 std::string ReasonName(v1::FinishReason reason) {
   switch (reason) {
     case v1::FINISH_REASON_STOP:
@@ -112,10 +109,11 @@ std::string Summary(const v1::Started& started, const v1::Finished& finished) {
        absl::StrFormat("%s in %d chunks", FormatBytes(shipped), handoff.chunks())},
       {"  as 16 bit", absl::StrFormat("%s (%.2f times as much)", FormatBytes(raw16),
                                       shipped > 0 ? raw16 / shipped : 0.0)},
-      {"  time to first token", FormatSeconds(Seconds(finished.time_to_first_token()))},
-      {"  time per token", FormatSeconds(Seconds(finished.time_per_token()))},
-      {"  prefill, exposed", absl::StrCat(FormatSeconds(Seconds(handoff.prefill_time())), ", ",
-                                          FormatSeconds(Seconds(handoff.exposed_time())))},
+      {"  time to first token", FormatSeconds(rpc::ToSeconds(finished.time_to_first_token()))},
+      {"  time per token", FormatSeconds(rpc::ToSeconds(finished.time_per_token()))},
+      {"  prefill, exposed",
+       absl::StrCat(FormatSeconds(rpc::ToSeconds(handoff.prefill_time())), ", ",
+                    FormatSeconds(rpc::ToSeconds(handoff.exposed_time())))},
       {"  transport", handoff.transport()},
       {"  workers", absl::StrCat(finished.prefill_worker(), " -> ", finished.decode_worker())},
   };
@@ -146,8 +144,8 @@ nlohmann::json ToJson(const v1::Finished& finished) {
           {"reason", ReasonName(finished.reason())},
           {"prompt_tokens", finished.prompt_tokens()},
           {"completion_tokens", finished.completion_tokens()},
-          {"time_to_first_token_s", Seconds(finished.time_to_first_token())},
-          {"time_per_token_s", Seconds(finished.time_per_token())},
+          {"time_to_first_token_s", rpc::ToSeconds(finished.time_to_first_token())},
+          {"time_per_token_s", rpc::ToSeconds(finished.time_per_token())},
           {"attempts", finished.attempts()},
           {"prefill_worker", finished.prefill_worker()},
           {"decode_worker", finished.decode_worker()},
@@ -158,8 +156,8 @@ nlohmann::json ToJson(const v1::Finished& finished) {
             {"chunks", handoff.chunks()},
             {"resent_chunks", handoff.resent_chunks()},
             {"transport", handoff.transport()},
-            {"prefill_time_s", Seconds(handoff.prefill_time())},
-            {"exposed_time_s", Seconds(handoff.exposed_time())}}}};
+            {"prefill_time_s", rpc::ToSeconds(handoff.prefill_time())},
+            {"exposed_time_s", rpc::ToSeconds(handoff.exposed_time())}}}};
 }
 
 // Prints the stream as it comes.

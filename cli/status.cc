@@ -18,6 +18,7 @@
 #include "cli/output.h"
 #include "common/status_macros.h"
 #include "kvferry/v1/admin.grpc.pb.h"
+#include "rpc/convert.h"
 
 namespace kvferry::cli {
 namespace {
@@ -29,10 +30,6 @@ struct StatusFlags {
   bool workers = false;
   std::string drain;
 };
-
-double Seconds(const google::protobuf::Duration& duration) {
-  return static_cast<double>(duration.seconds()) + duration.nanos() * 1e-9;
-}
 
 std::string RoleText(v1::WorkerRole role) {
   return role == v1::WORKER_ROLE_PREFILL  ? "prefill"
@@ -68,7 +65,7 @@ void PrintPool(const v1::PoolState& pool) {
 
 void PrintState(const v1::GetStateResponse& state) {
   std::cout << state.role() << ' ' << state.name() << ", up "
-            << FormatSeconds(Seconds(state.uptime())) << ", " << state.running_requests()
+            << FormatSeconds(rpc::ToSeconds(state.uptime())) << ", " << state.running_requests()
             << " running, " << state.queued_requests() << " queued"
             << (state.draining() ? ", draining" : "") << '\n';
   if (state.workers_size() > 0) {
@@ -81,7 +78,7 @@ void PrintState(const v1::GetStateResponse& state) {
            absl::StrCat(worker.queued_requests()),
            worker.total_pages() == 0 ? "-"
                                      : absl::StrCat(worker.free_pages(), "/", worker.total_pages()),
-           FormatSeconds(Seconds(worker.last_report())) + " ago",
+           FormatSeconds(rpc::ToSeconds(worker.last_report())) + " ago",
            absl::StrJoin(worker.codecs(), " ")});
     }
     std::cout << '\n' << FormatTable(rows);
@@ -96,7 +93,7 @@ void PrintState(const v1::GetStateResponse& state) {
                       transfer.peer(),
                       absl::StrCat(FormatBytes(static_cast<double>(transfer.bytes_done())), " of ",
                                    FormatBytes(static_cast<double>(transfer.bytes_total()))),
-                      FormatSeconds(Seconds(transfer.age()))});
+                      FormatSeconds(rpc::ToSeconds(transfer.age()))});
     }
     std::cout << '\n' << FormatTable(rows);
   }

@@ -1,104 +1,20 @@
 #include "decode_node/config.h"
 
-#include <unistd.h>
-
 #include <cstdint>
-#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
-#include "decode_node/convert.h"
+#include "decode_node/admission.h"
 #include "kvcodec/codec.h"
+#include "rpc/config_checks.h"
+#include "rpc/convert.h"
 
 namespace kvferry::decode {
 namespace {
 
 constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
-
-absl::Status OutOfRange(const absl::AlphaNum& path, const absl::AlphaNum& value,
-                        const absl::AlphaNum& allowed) {
-  return absl::InvalidArgumentError(absl::StrCat(path, " is ", value, "; allowed is ", allowed));
-}
-
-absl::Status CheckRange(const absl::AlphaNum& path, std::uint64_t value, std::uint64_t low,
-                        std::uint64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return OutOfRange(path, value, absl::StrCat("[", low, ", ", high, "]"));
-}
-
-absl::Status CheckDuration(const std::string& path, absl::Duration low, absl::Duration high,
-                           const google::protobuf::Duration& field) {
-  KVF_ASSIGN_OR_RETURN(const absl::Duration value, ToDuration(path, field));
-  if (value >= low && value <= high) return absl::OkStatus();
-  return OutOfRange(
-      path, absl::FormatDuration(value),
-      absl::StrCat("[", absl::FormatDuration(low), ", ", absl::FormatDuration(high), "]"));
-}
-
-absl::Status CompleteTransport(v1::TransportConfig& transport) {
-  if (transport.ucx().empty()) {
-    auto& ucx = *transport.mutable_ucx();
-    ucx["TLS"] = "tcp";
-    ucx["TCP_TX_SEG_SIZE"] = "256k";
-    ucx["TCP_RX_SEG_SIZE"] = "256k";
-  }
-  if (!transport.has_heartbeat_interval()) {
-    *transport.mutable_heartbeat_interval() = ToProto(absl::Milliseconds(250));
-  }
-  if (!transport.has_silence_limit()) {
-    *transport.mutable_silence_limit() = ToProto(absl::Milliseconds(1500));
-  }
-  if (!transport.has_progress_limit()) {
-    *transport.mutable_progress_limit() = ToProto(absl::Seconds(10));
-  }
-  if (!transport.has_rate_limit_bytes_per_s()) transport.set_rate_limit_bytes_per_s(0);
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.heartbeat_interval", absl::Milliseconds(10),
-                                    absl::Seconds(10), transport.heartbeat_interval()));
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.silence_limit", absl::Milliseconds(50),
-                                    absl::Seconds(60), transport.silence_limit()));
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.progress_limit", absl::Milliseconds(100),
-                                    absl::Seconds(600), transport.progress_limit()));
-  KVF_ASSIGN_OR_RETURN(const absl::Duration heartbeat,
-                       ToDuration("transport.heartbeat_interval", transport.heartbeat_interval()));
-  KVF_ASSIGN_OR_RETURN(const absl::Duration silence,
-                       ToDuration("transport.silence_limit", transport.silence_limit()));
-  if (silence < 2 * heartbeat) {
-    return OutOfRange("transport.silence_limit", absl::FormatDuration(silence),
-                      "at least twice transport.heartbeat_interval");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CompleteWorker(v1::WorkerConfig& worker) {
-  if (worker.name().empty()) worker.set_name(absl::StrCat("decode-", getpid()));
-  if (worker.listen_address().empty()) worker.set_listen_address("127.0.0.1:0");
-  for (int i = 0; i < worker.router_addresses_size(); ++i) {
-    if (worker.router_addresses(i).empty()) {
-      return OutOfRange(absl::StrCat("worker.router_addresses[", i, "]"), "empty", "host:port");
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CompleteModel(v1::ModelSource& model) {
-  if (model.path().empty()) {
-    return OutOfRange("model.path", "empty",
-                      "a .gguf file or a Hugging Face directory, e.g. --set model.path=m.gguf");
-  }
-  if (model.name().empty()) {
-    std::filesystem::path path(model.path());
-    if (!path.has_filename()) path = path.parent_path();  // "folder/"
-    model.set_name(path.extension() == ".gguf" ? path.stem().string() : path.filename().string());
-  }
-  if (model.compute().empty()) model.set_compute("fp32");
-  if (model.compute() != "fp32" && model.compute() != "bf16") {
-    return OutOfRange("model.compute", absl::StrCat("\"", model.compute(), "\""),
-                      "\"fp32\" or \"bf16\"");
-  }
-  return CheckRange("model.threads", model.threads(), 0, 1024);
-}
 
 absl::Status CompletePool(v1::DecodeConfig& config) {
   if (config.codec().empty()) config.set_codec(std::string(codec::kDefaultCodec));
@@ -109,8 +25,8 @@ absl::Status CompletePool(v1::DecodeConfig& config) {
   if (!config.has_pool_bytes()) config.set_pool_bytes(1024 * kMiB);
   if (!config.has_max_sequences()) config.set_max_sequences(64);
   KVF_RETURN_IF_ERROR(
-      CheckRange("pool_bytes", config.pool_bytes(), 64 * 1024, std::uint64_t{1} << 46));
-  return CheckRange("max_sequences", config.max_sequences(), 1, 4096);
+      rpc::CheckRange("pool_bytes", config.pool_bytes(), 64 * 1024, std::uint64_t{1} << 46));
+  return rpc::CheckRange("max_sequences", config.max_sequences(), 1, 4096);
 }
 
 absl::Status CompleteLanding(v1::DecodeConfig& config) {
@@ -118,24 +34,24 @@ absl::Status CompleteLanding(v1::DecodeConfig& config) {
   if (!config.has_landing_slots()) config.set_landing_slots(32);
   if (!config.has_credits_per_transfer()) config.set_credits_per_transfer(4);
   KVF_RETURN_IF_ERROR(
-      CheckRange("landing_slot_bytes", config.landing_slot_bytes(), 4096, 1024 * kMiB));
+      rpc::CheckRange("landing_slot_bytes", config.landing_slot_bytes(), 4096, 1024 * kMiB));
   if (config.landing_slot_bytes() % 4096 != 0) {
-    return OutOfRange("landing_slot_bytes", config.landing_slot_bytes(), "a multiple of 4096");
+    return rpc::OutOfRange("landing_slot_bytes", config.landing_slot_bytes(), "a multiple of 4096");
   }
-  KVF_RETURN_IF_ERROR(CheckRange("landing_slots", config.landing_slots(), kMinCredits, 4096));
-  KVF_RETURN_IF_ERROR(CheckRange("credits_per_transfer", config.credits_per_transfer(), kMinCredits,
-                                 config.landing_slots()));
-  if (!config.has_grant_lease()) *config.mutable_grant_lease() = ToProto(absl::Seconds(30));
-  return CheckDuration("grant_lease", absl::Milliseconds(100), absl::Hours(1),
-                       config.grant_lease());
+  KVF_RETURN_IF_ERROR(rpc::CheckRange("landing_slots", config.landing_slots(), kMinCredits, 4096));
+  KVF_RETURN_IF_ERROR(rpc::CheckRange("credits_per_transfer", config.credits_per_transfer(),
+                                      kMinCredits, config.landing_slots()));
+  if (!config.has_grant_lease()) *config.mutable_grant_lease() = rpc::ToProto(absl::Seconds(30));
+  return rpc::CheckDuration("grant_lease", absl::Milliseconds(100), absl::Hours(1),
+                            config.grant_lease());
 }
 
 }  // namespace
 
 absl::Status CompleteConfig(v1::DecodeConfig& config) {
-  KVF_RETURN_IF_ERROR(CompleteWorker(*config.mutable_worker()));
-  KVF_RETURN_IF_ERROR(CompleteModel(*config.mutable_model()));
-  KVF_RETURN_IF_ERROR(CompleteTransport(*config.mutable_transport()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteWorker("decode", *config.mutable_worker()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteModel(*config.mutable_model()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteTransport(*config.mutable_transport()));
   if (config.log().level().empty()) config.mutable_log()->set_level("info");
   KVF_RETURN_IF_ERROR(CompletePool(config));
   return CompleteLanding(config);

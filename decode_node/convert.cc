@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "rpc/convert.h"
 #include "rpc/fingerprint.h"
 
 namespace kvferry::decode {
@@ -64,31 +65,6 @@ absl::StatusOr<model::SamplingParams> ToSampling(const v1::SamplingParams& messa
 
 }  // namespace
 
-absl::StatusOr<TransferId> ToTransferId(const std::string& field, const std::string& bytes) {
-  if (bytes.size() != TransferId{}.bytes.size()) {
-    return Invalid(field, absl::StrCat(bytes.size(), " bytes; 16 are needed"));
-  }
-  return TransferId::FromBytes(bytes);
-}
-
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message) {
-  constexpr std::int64_t kMaxSeconds = 315'576'000'000;  // ten thousand years, as protobuf has it
-  if (message.seconds() < 0 || message.seconds() > kMaxSeconds || message.nanos() < 0 ||
-      message.nanos() > 999'999'999) {
-    return Invalid(field, absl::StrCat(message.seconds(), " s ", message.nanos(),
-                                       " ns; a duration that is not negative is needed"));
-  }
-  return absl::Seconds(message.seconds()) + absl::Nanoseconds(message.nanos());
-}
-
-google::protobuf::Duration ToProto(absl::Duration duration) {
-  google::protobuf::Duration message;
-  message.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
-  message.set_nanos(static_cast<std::int32_t>(absl::ToInt64Nanoseconds(duration)));
-  return message;
-}
-
 absl::StatusOr<ReserveDemand> ToReserveDemand(const v1::ReserveRequest& request,
                                               const codec::Codec& served,
                                               const v1::Fingerprint& here) {
@@ -104,14 +80,14 @@ absl::StatusOr<ReserveDemand> ToReserveDemand(const v1::ReserveRequest& request,
                    .max_new_tokens = request.max_new_tokens()};
   demand.epoch = Epoch{request.epoch()};
   if (request.has_lease()) {
-    KVF_ASSIGN_OR_RETURN(demand.lease, ToDuration("lease", request.lease()));
+    KVF_ASSIGN_OR_RETURN(demand.lease, rpc::ToDuration("lease", request.lease()));
   }
   return demand;
 }
 
 absl::StatusOr<RunDemand> ToRunDemand(const v1::RunRequest& request, int vocabulary) {
   RunDemand demand;
-  KVF_ASSIGN_OR_RETURN(demand.id, ToTransferId("transfer_id", request.transfer_id()));
+  KVF_ASSIGN_OR_RETURN(demand.id, rpc::ToTransferId("transfer_id", request.transfer_id()));
   KVF_RETURN_IF_ERROR(CheckTokens(request, vocabulary));
   if (request.max_new_tokens() == 0) return Invalid("max_new_tokens", "0; at least 1 is needed");
   KVF_ASSIGN_OR_RETURN(demand.sampling, ToSampling(request.sampling()));
@@ -176,7 +152,7 @@ void FillTransfer(const TransferSnapshot& snapshot, v1::TransferState& message) 
   message.set_peer(snapshot.peer);
   message.set_bytes_done(snapshot.bytes_done);
   message.set_bytes_total(snapshot.bytes_total);
-  *message.mutable_age() = ToProto(snapshot.age);
+  *message.mutable_age() = rpc::ToProto(snapshot.age);
 }
 
 }  // namespace kvferry::decode

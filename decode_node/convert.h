@@ -45,12 +45,6 @@ absl::StatusOr<RunDemand> ToRunDemand(const v1::RunRequest& request, int vocabul
 // kInvalidArgument names the field. kFailedPrecondition: another wire version, with both.
 absl::StatusOr<PrefillPeer> ToPeer(const v1::HandshakeRequest& request);
 
-absl::StatusOr<TransferId> ToTransferId(const std::string& field, const std::string& bytes);
-// kInvalidArgument: negative, or outside what google.protobuf.Duration allows.
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message);
-google::protobuf::Duration ToProto(absl::Duration duration);
-
 // What the hand-off moved, as far as this side knows: prefill times are prefill's to tell.
 void FillStats(const AdoptedSequence& sequence, const std::string& transport,
                const codec::CacheGeometry& geometry, v1::HandoffStats& stats);

@@ -8,6 +8,7 @@
 #include "common/status_macros.h"
 #include "decode_node/convert.h"
 #include "decode_node/run_call.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
 #include "rpc/status.h"
@@ -36,7 +37,7 @@ absl::Status DecodeService::FillGrant(const v1::ReserveRequest& request, v1::Gra
   grant.set_codec_hash(parts_.store.codec().Hash());
   grant.set_credits(admission.credits);
   grant.set_slot_bytes(parts_.data_plane.slot_bytes());
-  *grant.mutable_lease() = ToProto(reservation.lease);
+  *grant.mutable_lease() = rpc::ToProto(reservation.lease);
   return absl::OkStatus();
 }
 
@@ -64,7 +65,7 @@ grpc::ServerUnaryReactor* DecodeService::Release(grpc::CallbackServerContext* co
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   absl::Status status = rpc::CheckCaller(*context, {Role::kRouter});
   if (status.ok()) {
-    const absl::StatusOr<TransferId> id = ToTransferId("transfer_id", request->transfer_id());
+    const absl::StatusOr<TransferId> id = rpc::ToTransferId("transfer_id", request->transfer_id());
     status = id.status();
     if (id.ok()) {
       parts_.data_plane.Release(*id, Epoch{request->epoch()},
@@ -129,7 +130,7 @@ grpc::ServerUnaryReactor* AdminService::GetState(grpc::CallbackServerContext* co
     response->set_name(parts_.name);
     response->set_role("decode");
     response->set_incarnation(static_cast<std::uint64_t>(data_plane.incarnation()));
-    *response->mutable_uptime() = ToProto(parts_.clock.Now() - start_);
+    *response->mutable_uptime() = rpc::ToProto(parts_.clock.Now() - start_);
     response->set_draining(data_plane.draining());
     *response->mutable_fingerprint() = parts_.fingerprint;
     FillPool(parts_.store, *response->mutable_pool());

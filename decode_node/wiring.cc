@@ -15,6 +15,7 @@
 #include "decode_node/engine.h"
 #include "decode_node/service.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
 #include "rpc/registry_client.h"
@@ -31,8 +32,8 @@ TransportFactory UcxFactory(const v1::TransportConfig& config) {
   transport::UcxOptions options;
   options.settings = {config.ucx().begin(), config.ucx().end()};
   options.net_device = config.net_device();
-  options.heartbeat_interval = ToDuration("", config.heartbeat_interval()).value();
-  options.silence_limit = ToDuration("", config.silence_limit()).value();
+  options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
+  options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
   options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
   return
       [options](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) mutable {
@@ -157,8 +158,9 @@ class Node final : public DecodeNode {
     options.incarnation = incarnation_;
     options.slot_bytes = config_.landing_slot_bytes();
     options.slots = config_.landing_slots();
-    options.limits.lease = ToDuration("", config_.grant_lease()).value();
-    options.limits.progress_limit = ToDuration("", config_.transport().progress_limit()).value();
+    options.limits.lease = rpc::ToDuration("", config_.grant_lease()).value();
+    options.limits.progress_limit =
+        rpc::ToDuration("", config_.transport().progress_limit()).value();
     options.admission = {.window = store_->codec().window,
                          .max_context_tokens = max_context_tokens_,
                          .rows = store_->rows(),
@@ -241,7 +243,7 @@ class Node final : public DecodeNode {
     load.set_total_pages(std::uint64_t{store_->rows()} * store_->geometry().layers);
     load.set_draining(data_plane_->draining());
     load.set_engine_steps(engine.steps);
-    *load.mutable_engine_stall() = ToProto(engine.stall);
+    *load.mutable_engine_stall() = rpc::ToProto(engine.stall);
     return load;
   }
 
@@ -249,7 +251,7 @@ class Node final : public DecodeNode {
     if (command.has_drain()) Drain();
     if (!command.has_release()) return;
     const absl::StatusOr<TransferId> id =
-        ToTransferId("transfer_id", command.release().transfer_id());
+        rpc::ToTransferId("transfer_id", command.release().transfer_id());
     if (!id.ok()) {
       Log(LogLevel::kWarning, "release_refused", {{"why", id.status()}});
       return;

@@ -1,123 +1,33 @@
 #include "prefill_node/config.h"
 
-#include <unistd.h>
-
 #include <cstdint>
-#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
-#include "prefill_node/convert.h"
+#include "rpc/config_checks.h"
 
 namespace kvferry::prefill {
-namespace {
-
-absl::Status OutOfRange(const absl::AlphaNum& path, const absl::AlphaNum& value,
-                        const absl::AlphaNum& allowed) {
-  return absl::InvalidArgumentError(absl::StrCat(path, " is ", value, "; allowed is ", allowed));
-}
-
-absl::Status CheckRange(const absl::AlphaNum& path, std::uint64_t value, std::uint64_t low,
-                        std::uint64_t high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return OutOfRange(path, value, absl::StrCat("[", low, ", ", high, "]"));
-}
-
-absl::Status CheckDuration(const std::string& path, absl::Duration low, absl::Duration high,
-                           const google::protobuf::Duration& field) {
-  KVF_ASSIGN_OR_RETURN(const absl::Duration value, ToDuration(path, field));
-  if (value >= low && value <= high) return absl::OkStatus();
-  return OutOfRange(
-      path, absl::FormatDuration(value),
-      absl::StrCat("[", absl::FormatDuration(low), ", ", absl::FormatDuration(high), "]"));
-}
-
-absl::Status CompleteTransport(v1::TransportConfig& transport) {
-  if (transport.ucx().empty()) {
-    auto& ucx = *transport.mutable_ucx();
-    ucx["TLS"] = "tcp";
-    ucx["TCP_TX_SEG_SIZE"] = "256k";
-    ucx["TCP_RX_SEG_SIZE"] = "256k";
-  }
-  if (!transport.has_heartbeat_interval()) {
-    *transport.mutable_heartbeat_interval() = ToProto(absl::Milliseconds(250));
-  }
-  if (!transport.has_silence_limit()) {
-    *transport.mutable_silence_limit() = ToProto(absl::Milliseconds(1500));
-  }
-  if (!transport.has_progress_limit()) {
-    *transport.mutable_progress_limit() = ToProto(absl::Seconds(10));
-  }
-  if (!transport.has_rate_limit_bytes_per_s()) transport.set_rate_limit_bytes_per_s(0);
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.heartbeat_interval", absl::Milliseconds(10),
-                                    absl::Seconds(10), transport.heartbeat_interval()));
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.silence_limit", absl::Milliseconds(50),
-                                    absl::Seconds(60), transport.silence_limit()));
-  KVF_RETURN_IF_ERROR(CheckDuration("transport.progress_limit", absl::Milliseconds(100),
-                                    absl::Seconds(600), transport.progress_limit()));
-  KVF_ASSIGN_OR_RETURN(const absl::Duration heartbeat,
-                       ToDuration("transport.heartbeat_interval", transport.heartbeat_interval()));
-  KVF_ASSIGN_OR_RETURN(const absl::Duration silence,
-                       ToDuration("transport.silence_limit", transport.silence_limit()));
-  if (silence < 2 * heartbeat) {
-    return OutOfRange("transport.silence_limit", absl::FormatDuration(silence),
-                      "at least twice transport.heartbeat_interval");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CompleteWorker(v1::WorkerConfig& worker) {
-  if (worker.name().empty()) worker.set_name(absl::StrCat("prefill-", getpid()));
-  if (worker.listen_address().empty()) worker.set_listen_address("127.0.0.1:0");
-  for (int i = 0; i < worker.router_addresses_size(); ++i) {
-    if (worker.router_addresses(i).empty()) {
-      return OutOfRange(absl::StrCat("worker.router_addresses[", i, "]"), "empty", "host:port");
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CompleteModel(v1::ModelSource& model) {
-  if (model.path().empty()) {
-    return OutOfRange("model.path", "empty",
-                      "a .gguf file or a Hugging Face directory, e.g. --set model.path=m.gguf");
-  }
-  if (model.name().empty()) {
-    std::filesystem::path path(model.path());
-    if (!path.has_filename()) path = path.parent_path();  // "folder/"
-    model.set_name(path.extension() == ".gguf" ? path.stem().string() : path.filename().string());
-  }
-  if (model.compute().empty()) model.set_compute("fp32");
-  if (model.compute() != "fp32" && model.compute() != "bf16") {
-    return OutOfRange("model.compute", absl::StrCat("\"", model.compute(), "\""),
-                      "\"fp32\" or \"bf16\"");
-  }
-  return CheckRange("model.threads", model.threads(), 0, 1024);
-}
-
-}  // namespace
-
 absl::Status CompleteConfig(v1::PrefillConfig& config) {
-  KVF_RETURN_IF_ERROR(CompleteWorker(*config.mutable_worker()));
-  KVF_RETURN_IF_ERROR(CompleteModel(*config.mutable_model()));
-  KVF_RETURN_IF_ERROR(CompleteTransport(*config.mutable_transport()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteWorker("prefill", *config.mutable_worker()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteModel(*config.mutable_model()));
+  KVF_RETURN_IF_ERROR(rpc::CompleteTransport(*config.mutable_transport()));
   if (config.log().level().empty()) config.mutable_log()->set_level("info");
   if (!config.has_chunk_tokens()) config.set_chunk_tokens(512);
   if (!config.has_send_slot_bytes()) config.set_send_slot_bytes(std::uint64_t{4} << 20);
   if (!config.has_send_slots()) config.set_send_slots(16);
   if (!config.has_max_queued_requests()) config.set_max_queued_requests(256);
-  KVF_RETURN_IF_ERROR(CheckRange("chunk_tokens", config.chunk_tokens(), 64, 65536));
+  KVF_RETURN_IF_ERROR(rpc::CheckRange("chunk_tokens", config.chunk_tokens(), 64, 65536));
   if (config.chunk_tokens() % 64 != 0) {
-    return OutOfRange("chunk_tokens", config.chunk_tokens(), "a multiple of 64");
+    return rpc::OutOfRange("chunk_tokens", config.chunk_tokens(), "a multiple of 64");
   }
   KVF_RETURN_IF_ERROR(
-      CheckRange("send_slot_bytes", config.send_slot_bytes(), 4096, std::uint64_t{1} << 30));
+      rpc::CheckRange("send_slot_bytes", config.send_slot_bytes(), 4096, std::uint64_t{1} << 30));
   if (config.send_slot_bytes() % 4096 != 0) {
-    return OutOfRange("send_slot_bytes", config.send_slot_bytes(), "a multiple of 4096");
+    return rpc::OutOfRange("send_slot_bytes", config.send_slot_bytes(), "a multiple of 4096");
   }
-  KVF_RETURN_IF_ERROR(CheckRange("send_slots", config.send_slots(), 2, 4096));
-  return CheckRange("max_queued_requests", config.max_queued_requests(), 1, 1 << 20);
+  KVF_RETURN_IF_ERROR(rpc::CheckRange("send_slots", config.send_slots(), 2, 4096));
+  return rpc::CheckRange("max_queued_requests", config.max_queued_requests(), 1, 1 << 20);
 }
 
 }  // namespace kvferry::prefill

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "rpc/convert.h"
 
 namespace kvferry::prefill {
 namespace {
@@ -41,9 +42,7 @@ absl::StatusOr<model::SamplingParams> ToSampling(const v1::SamplingParams& messa
   if (message.has_min_p()) params.min_p = message.min_p();
   if (message.has_repetition_penalty()) params.repetition_penalty = message.repetition_penalty();
   params.seed = message.seed();
-  if (absl::Status status = params.Validate(); !status.ok()) {
-    return absl::Status(status.code(), absl::StrCat("sampling.", status.message()));
-  }
+  KVF_RETURN_IF_ERROR(params.Validate());
   return params;
 }
 
@@ -72,31 +71,6 @@ absl::Status CheckGrant(const v1::Grant& grant) {
 
 }  // namespace
 
-absl::StatusOr<TransferId> ToTransferId(const std::string& field, const std::string& bytes) {
-  if (bytes.size() != TransferId{}.bytes.size()) {
-    return Invalid(field, absl::StrCat(bytes.size(), " bytes; 16 are needed"));
-  }
-  return TransferId::FromBytes(bytes);
-}
-
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message) {
-  constexpr std::int64_t kMaxSeconds = 315'576'000'000;  // ten thousand years, as protobuf has it
-  if (message.seconds() < 0 || message.seconds() > kMaxSeconds || message.nanos() < 0 ||
-      message.nanos() > 999'999'999) {
-    return Invalid(field, absl::StrCat(message.seconds(), " s ", message.nanos(),
-                                       " ns; a duration that is not negative is needed"));
-  }
-  return absl::Seconds(message.seconds()) + absl::Nanoseconds(message.nanos());
-}
-
-google::protobuf::Duration ToProto(absl::Duration duration) {
-  google::protobuf::Duration message;
-  message.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
-  message.set_nanos(static_cast<std::int32_t>(absl::ToInt64Nanoseconds(duration)));
-  return message;
-}
-
 absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
                                         const PromptLimits& limits) {
   if (!request.has_grant()) return Invalid("grant", "missing; Decode.Reserve gives one");
@@ -104,7 +78,8 @@ absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
   KVF_RETURN_IF_ERROR(CheckGrant(grant));
   KVF_RETURN_IF_ERROR(CheckTokens(request, limits));
   JobRequest job;
-  KVF_ASSIGN_OR_RETURN(job.transfer_id, ToTransferId("grant.transfer_id", grant.transfer_id()));
+  KVF_ASSIGN_OR_RETURN(job.transfer_id,
+                       rpc::ToTransferId("grant.transfer_id", grant.transfer_id()));
   KVF_ASSIGN_OR_RETURN(job.codec, ToCodec(grant));
   KVF_ASSIGN_OR_RETURN(job.sampling, ToSampling(request.sampling()));
   job.request_id = request.request_id();
@@ -113,7 +88,7 @@ absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
   job.credits = grant.credits();
   job.slot_bytes = grant.slot_bytes();
   if (grant.has_lease()) {
-    KVF_ASSIGN_OR_RETURN(job.lease, ToDuration("grant.lease", grant.lease()));
+    KVF_ASSIGN_OR_RETURN(job.lease, rpc::ToDuration("grant.lease", grant.lease()));
   }
   job.tokens.assign(request.tokens().begin(), request.tokens().end());
   return job;
@@ -127,8 +102,8 @@ void FillStats(const HandoffSummary& summary, v1::HandoffStats& stats) {
   stats.set_chunks(summary.chunks);
   stats.set_resent_chunks(summary.resent_chunks);
   stats.set_transport(summary.transport);
-  *stats.mutable_prefill_time() = ToProto(summary.prefill_time);
-  *stats.mutable_exposed_time() = ToProto(summary.exposed_time);
+  *stats.mutable_prefill_time() = rpc::ToProto(summary.prefill_time);
+  *stats.mutable_exposed_time() = rpc::ToProto(summary.exposed_time);
 }
 
 void FillLoad(const EngineLoad& load, v1::Load& message) {
@@ -137,7 +112,7 @@ void FillLoad(const EngineLoad& load, v1::Load& message) {
   message.set_queued_tokens(load.queued_tokens);
   message.set_draining(load.draining);
   message.set_engine_steps(load.steps);
-  *message.mutable_engine_stall() = ToProto(load.stall);
+  *message.mutable_engine_stall() = rpc::ToProto(load.stall);
 }
 
 void FillTransfer(const TransferSnapshot& snapshot, const std::string& request_id,
@@ -149,7 +124,7 @@ void FillTransfer(const TransferSnapshot& snapshot, const std::string& request_i
   message.set_peer(snapshot.peer);
   message.set_bytes_done(snapshot.bytes_done);
   message.set_bytes_total(snapshot.bytes_total);
-  *message.mutable_age() = ToProto(snapshot.age);
+  *message.mutable_age() = rpc::ToProto(snapshot.age);
 }
 
 }  // namespace kvferry::prefill

@@ -24,12 +24,6 @@ struct PromptLimits {
 // codec is not the one of that name here.
 absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
                                         const PromptLimits& limits);
-absl::StatusOr<TransferId> ToTransferId(const std::string& field, const std::string& bytes);
-
-// kInvalidArgument: negative, or outside what google.protobuf.Duration allows.
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message);
-google::protobuf::Duration ToProto(absl::Duration duration);
 
 void FillStats(const HandoffSummary& summary, v1::HandoffStats& stats);
 void FillLoad(const EngineLoad& load, v1::Load& message);

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/status.h"
 
@@ -163,7 +164,7 @@ grpc::ServerUnaryReactor* PrefillService::Abort(grpc::CallbackServerContext* con
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   absl::Status status = rpc::CheckCaller(*context, {rpc::Role::kRouter});
   if (status.ok()) {
-    const absl::StatusOr<TransferId> id = ToTransferId("transfer_id", request->transfer_id());
+    const absl::StatusOr<TransferId> id = rpc::ToTransferId("transfer_id", request->transfer_id());
     status = id.status();
     if (id.ok()) {
       engine_.Abort(*id, Epoch{request->epoch()}, absl::CancelledError("aborted by the router"));
@@ -194,7 +195,7 @@ grpc::ServerUnaryReactor* AdminService::GetState(grpc::CallbackServerContext* co
   if (status.ok()) {
     const EngineLoad load = engine_.load();
     *response = identity_;
-    *response->mutable_uptime() = ToProto(clock_.Now() - start_);
+    *response->mutable_uptime() = rpc::ToProto(clock_.Now() - start_);
     response->set_draining(load.draining);
     response->set_queued_requests(load.queued_requests);
     response->set_running_requests(load.running_requests);

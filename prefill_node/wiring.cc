@@ -16,6 +16,7 @@
 #include "prefill_node/engine.h"
 #include "prefill_node/handshake.h"
 #include "prefill_node/service.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
 #include "rpc/registry_client.h"
@@ -32,8 +33,8 @@ TransportFactory UcxFactory(const v1::TransportConfig& config) {
   transport::UcxOptions options;
   options.settings = {config.ucx().begin(), config.ucx().end()};
   options.net_device = config.net_device();
-  options.heartbeat_interval = ToDuration("", config.heartbeat_interval()).value();
-  options.silence_limit = ToDuration("", config.silence_limit()).value();
+  options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
+  options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
   options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
   return
       [options](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) mutable {
@@ -138,7 +139,7 @@ class Node final : public PrefillNode {
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
     KVF_ASSIGN_OR_RETURN(backend_, codec::CreateCpuBackend({.threads = 1}));
     SenderLimits limits;
-    limits.progress_limit = ToDuration("", config_.transport().progress_limit()).value();
+    limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
     KVF_ASSIGN_OR_RETURN(
         data_plane_,
         DataPlane::Create({.incarnation = incarnation_,
@@ -224,7 +225,7 @@ class Node final : public PrefillNode {
         return;
       case v1::RouterCommand::kRelease: {
         const absl::StatusOr<TransferId> id =
-            ToTransferId("transfer_id", command.release().transfer_id());
+            rpc::ToTransferId("transfer_id", command.release().transfer_id());
         if (!id.ok()) {
           Log(LogLevel::kWarning, "release_refused", {{"why", id.status()}});
           return;

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "rpc/convert.h"
 
 namespace kvferry::router {
 namespace {
@@ -28,25 +29,6 @@ v1::FinishReason ToProto(FinishReason reason) {
 }
 
 }  // namespace
-
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message) {
-  constexpr std::int64_t kMaxSeconds = 315'576'000'000;  // ten thousand years, as protobuf has it
-  if (message.seconds() < 0 || message.seconds() > kMaxSeconds || message.nanos() < 0 ||
-      message.nanos() > 999'999'999) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, ": ", message.seconds(), " s ", message.nanos(),
-                     " ns; a duration that is not negative is needed"));
-  }
-  return absl::Seconds(message.seconds()) + absl::Nanoseconds(message.nanos());
-}
-
-google::protobuf::Duration ToProto(absl::Duration duration) {
-  google::protobuf::Duration message;
-  message.set_seconds(absl::IDivDuration(duration, absl::Seconds(1), &duration));
-  message.set_nanos(static_cast<std::int32_t>(absl::ToInt64Nanoseconds(duration)));
-  return message;
-}
 
 absl::StatusOr<WorkerInfo> ToWorkerInfo(const v1::Join& join) {
   WorkerInfo info;
@@ -77,7 +59,8 @@ absl::StatusOr<WorkerLoad> ToWorkerLoad(const v1::Load& load) {
                     .free_pages = load.free_pages(),
                     .total_pages = load.total_pages(),
                     .draining = load.draining()};
-  KVF_ASSIGN_OR_RETURN(result.engine_stall, ToDuration("load.engine_stall", load.engine_stall()));
+  KVF_ASSIGN_OR_RETURN(result.engine_stall,
+                       rpc::ToDuration("load.engine_stall", load.engine_stall()));
   return result;
 }
 
@@ -118,11 +101,11 @@ void FillHandoff(const v1::HandoffStats& message, Handoff& handoff) {
   // Only prefill knows the times, and either side may report last.
   if (message.has_prefill_time()) {
     handoff.prefill_time =
-        ToDuration("prefill_time", message.prefill_time()).value_or(absl::ZeroDuration());
+        rpc::ToDuration("prefill_time", message.prefill_time()).value_or(absl::ZeroDuration());
   }
   if (message.has_exposed_time()) {
     handoff.exposed_time =
-        ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
+        rpc::ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
   }
 }
 
@@ -130,8 +113,8 @@ void FillEnd(const AnswerEnd& end, v1::Finished& message) {
   message.set_reason(ToProto(end.reason));
   message.set_prompt_tokens(end.prompt_tokens);
   message.set_completion_tokens(end.completion_tokens);
-  *message.mutable_time_to_first_token() = ToProto(end.time_to_first_token);
-  *message.mutable_time_per_token() = ToProto(end.time_per_token);
+  *message.mutable_time_to_first_token() = rpc::ToProto(end.time_to_first_token);
+  *message.mutable_time_per_token() = rpc::ToProto(end.time_per_token);
   v1::HandoffStats& handoff = *message.mutable_handoff();
   handoff.set_prompt_tokens(end.handoff.prompt_tokens);
   handoff.set_payload_bytes(end.handoff.payload_bytes);
@@ -140,8 +123,8 @@ void FillEnd(const AnswerEnd& end, v1::Finished& message) {
   handoff.set_chunks(end.handoff.chunks);
   handoff.set_resent_chunks(end.handoff.resent_chunks);
   handoff.set_transport(end.handoff.transport);
-  *handoff.mutable_prefill_time() = ToProto(end.handoff.prefill_time);
-  *handoff.mutable_exposed_time() = ToProto(end.handoff.exposed_time);
+  *handoff.mutable_prefill_time() = rpc::ToProto(end.handoff.prefill_time);
+  *handoff.mutable_exposed_time() = rpc::ToProto(end.handoff.exposed_time);
   message.set_attempts(end.attempts);
   message.set_prefill_worker(end.prefill_worker);
   message.set_decode_worker(end.decode_worker);
@@ -158,7 +141,7 @@ void FillWorker(const Worker& worker, MonoTime now, v1::WorkerState& message) {
   message.set_running_requests(worker.load.running_requests);
   message.set_free_pages(worker.load.free_pages);
   message.set_total_pages(worker.load.total_pages);
-  *message.mutable_last_report() = ToProto(now - worker.last_report);
+  *message.mutable_last_report() = rpc::ToProto(now - worker.last_report);
   for (const std::string& codec : worker.info.codecs) message.add_codecs(codec);
 }
 
@@ -168,7 +151,7 @@ void FillTransfer(const RunningRequest& request, v1::TransferState& message) {
   message.set_request_id(request.request_id);
   message.set_state(request.state);
   message.set_peer(request.workers);
-  *message.mutable_age() = ToProto(request.age);
+  *message.mutable_age() = rpc::ToProto(request.age);
 }
 
 }  // namespace kvferry::router

@@ -16,11 +16,6 @@
 // Between messages and the router's own types.
 namespace kvferry::router {
 
-// kInvalidArgument: negative, or outside what google.protobuf.Duration allows.
-absl::StatusOr<absl::Duration> ToDuration(const std::string& field,
-                                          const google::protobuf::Duration& message);
-google::protobuf::Duration ToProto(absl::Duration duration);
-
 // -- Workers.
 // kInvalidArgument: the role is neither prefill nor decode.
 absl::StatusOr<WorkerInfo> ToWorkerInfo(const v1::Join& join);

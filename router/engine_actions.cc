@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "router/convert.h"
 #include "router/engine.h"
+#include "rpc/convert.h"
 
 namespace kvferry::router {
 namespace {
@@ -36,7 +37,7 @@ void Engine::Do(const RunPtr& run, const Request::Reserve& action) {
   request.set_codec(run->spec.codec);
   *request.mutable_fingerprint() = fingerprint_;
   request.set_epoch(action.epoch);
-  *request.mutable_lease() = ToProto(kGrantLease);
+  *request.mutable_lease() = rpc::ToProto(kGrantLease);
   run->reserve_call = FindLink(decode)->Reserve(
       request, [this, run, decode, serial = action.serial](absl::StatusOr<v1::Grant> grant) {
         OnReserveAnswer(run, serial, decode, std::move(grant));

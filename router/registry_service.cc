@@ -10,6 +10,7 @@
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "router/convert.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
 #include "rpc/status.h"
@@ -197,8 +198,8 @@ void RegistryService::Join(const SessionPtr& session, const v1::Join& join) {
   v1::RouterCommand command;
   command.mutable_welcome()->set_router_incarnation(
       static_cast<std::uint64_t>(options_.incarnation));
-  *command.mutable_welcome()->mutable_report_interval() = ToProto(options_.report_interval);
-  *command.mutable_welcome()->mutable_silence_limit() = ToProto(registry_.limits().silence);
+  *command.mutable_welcome()->mutable_report_interval() = rpc::ToProto(options_.report_interval);
+  *command.mutable_welcome()->mutable_silence_limit() = rpc::ToProto(registry_.limits().silence);
   session->Send(std::move(command));
   for (const TransferName& transfer : engine_.WorkerJoined(worker, *fingerprint_)) {
     v1::RouterCommand told;

@@ -7,6 +7,7 @@
 #include "router/convert.h"
 #include "router/generate_call.h"
 #include "router/wire_text.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/status.h"
 
@@ -160,7 +161,7 @@ grpc::ServerUnaryReactor* AdminService::GetState(grpc::CallbackServerContext* co
 void AdminService::FillState(v1::GetStateResponse& response) const {
   const MonoTime now = loop_.Now();
   response = identity_;
-  *response.mutable_uptime() = ToProto(now - start_);
+  *response.mutable_uptime() = rpc::ToProto(now - start_);
   response.set_draining(engine_.draining());
   if (const v1::Fingerprint* fingerprint = registry_service_.fingerprint())
     *response.mutable_fingerprint() = *fingerprint;

@@ -17,6 +17,7 @@
 #include "router/registry.h"
 #include "router/registry_service.h"
 #include "router/service.h"
+#include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/server.h"
 
@@ -83,22 +84,22 @@ class Node final : public RouterNode {
 
  private:
   void StartEngine() {
-    const absl::Duration silence = *ToDuration("", config_.silence_limit());
+    const absl::Duration silence = *rpc::ToDuration("", config_.silence_limit());
     loop_ = std::make_unique<Loop>(clock_);
     intake_loop_ = std::make_unique<Loop>(clock_);
-    registry_ =
-        std::make_unique<Registry>(Registry::Limits{.silence = silence,
-                                                    .stall = *ToDuration("", config_.stall_limit()),
-                                                    .check_interval = silence / kChecksPerSilence});
+    registry_ = std::make_unique<Registry>(
+        Registry::Limits{.silence = silence,
+                         .stall = *rpc::ToDuration("", config_.stall_limit()),
+                         .check_interval = silence / kChecksPerSilence});
     engine_ = std::make_unique<Engine>(
         EngineOptions{.max_queued_requests = config_.max_queued_requests(),
                       .request = {.max_attempts = config_.max_attempts(),
-                                  .queue_limit = *ToDuration("", config_.queue_limit())}},
+                                  .queue_limit = *rpc::ToDuration("", config_.queue_limit())}},
         *model_.tokenizer, *credentials_, *registry_, *loop_, *metrics_);
     registry_service_ = std::make_unique<RegistryService>(
         RegistryServiceOptions{
             .incarnation = incarnation_,
-            .report_interval = *ToDuration("", config_.report_interval()),
+            .report_interval = *rpc::ToDuration("", config_.report_interval()),
             .set_known_fields =
                 [this](v1::Fingerprint& fingerprint) { SetKnownFields(model_, fingerprint); }},
         *registry_, *engine_, offer_, *loop_);

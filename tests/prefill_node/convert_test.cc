@@ -6,6 +6,7 @@
 #include <string>
 
 #include "prefill_node/config.h"
+#include "rpc/convert.h"
 
 namespace kvferry::prefill {
 namespace {
@@ -86,14 +87,7 @@ TEST(Convert, EveryBadFieldIsNamed) {
     bad.spoil(request);
     const absl::Status status = ToJobRequest(request, kLimits).status();
     EXPECT_EQ(status.code(), bad.code) << bad.field << ": " << status;
-    EXPECT_NE(status.message().find(bad.field), std::string::npos) << bad.field << ": " << status;
-  }
-}
-
-TEST(Convert, DurationsGoBothWays) {
-  for (const absl::Duration duration :
-       {absl::ZeroDuration(), absl::Nanoseconds(1), absl::Milliseconds(1500), absl::Hours(100)}) {
-    EXPECT_EQ(ToDuration("d", ToProto(duration)).value(), duration);
+    EXPECT_EQ(status.message().find(bad.field), 0) << bad.field << ": " << status;
   }
 }
 
@@ -146,7 +140,7 @@ TEST(Config, EveryBadFieldIsNamed) {
       {"max_queued_requests", [](auto& c) { c.set_max_queued_requests(0); }},
       {"transport.silence_limit",
        [](auto& c) {
-         *c.mutable_transport()->mutable_silence_limit() = ToProto(absl::Milliseconds(300));
+         *c.mutable_transport()->mutable_silence_limit() = rpc::ToProto(absl::Milliseconds(300));
        }},
       {"transport.heartbeat_interval",
        [](auto& c) { c.mutable_transport()->mutable_heartbeat_interval()->set_seconds(-1); }},

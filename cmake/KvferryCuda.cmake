@@ -1,7 +1,7 @@
 # Finds nvcc and sets KVFERRY_CUDA_ENABLED. Without CUDA everything but kernels/ is built. The runtime is linked
 # statically: a program needs no more than the driver of the machine that it runs on.
-set(KVFERRY_CUDA_ENABLED OFF)
 if(NOT KVFERRY_CUDA)
+  set(KVFERRY_CUDA_ENABLED OFF CACHE INTERNAL "kernels/ is built")
   return()
 endif()
 
@@ -28,8 +28,9 @@ endif()
 
 if(CMAKE_CUDA_COMPILER AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
   find_package(CUDAToolkit REQUIRED)
-  set(KVFERRY_CUDA_ENABLED ON)
+  set(KVFERRY_CUDA_ENABLED ON CACHE INTERNAL "kernels/ is built")
 elseif(KVFERRY_CUDA STREQUAL "AUTO")
+  set(KVFERRY_CUDA_ENABLED OFF CACHE INTERNAL "kernels/ is built")
   message(STATUS "No CUDA 12.8 or newer: kernels/ is not built (set CMAKE_CUDA_COMPILER to point at nvcc)")
 else()
   message(FATAL_ERROR "KVFERRY_CUDA is ${KVFERRY_CUDA}, but CUDA 12.8 or newer was not found. Set CMAKE_CUDA_COMPILER to its nvcc, or KVFERRY_CUDA=OFF.")

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 files=("$@")
-[ ${#files[@]} -gt 0 ] || mapfile -t files < <(git ls-files '*.h' '*.cc')
+[ ${#files[@]} -gt 0 ] || mapfile -t files < <(git ls-files '*.h' '*.cc' '*.cu' '*.cuh')
 clang-format --dry-run -Werror "${files[@]}"
 sources=()
 for file in "${files[@]}"; do

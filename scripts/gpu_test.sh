@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Runs the GPU tests and benches of a bundle (scripts/bundle.sh) on this host and writes JSON. Needs the NVIDIA driver, and torch
+# of the version that the bundle was built for where `python3` finds it (for its libraries).
+#   ./gpu_test.sh [--out FOLDER] [--tests] [--sanitize] [--bench] [--python PYTHON] [NAME...]
+# Without --tests, --sanitize or --bench: tests, then benches. --sanitize runs the tests named *Small* under compute-sanitizer's
+# memcheck and racecheck. NAME: only programs whose name contains it. Exit code 1: a test failed.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+out="$here/results"
+python=python3
+run_tests="" run_sanitizer="" run_bench=""
+names=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --out) out=${2:?--out needs a folder}; shift 2 ;;
+    --python) python=${2:?--python needs a program}; shift 2 ;;
+    --tests) run_tests=1; shift ;;
+    --sanitize) run_sanitizer=1; shift ;;
+    --bench) run_bench=1; shift ;;
+    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -*) echo "gpu_test.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
+    *) names+=("$1"); shift ;;
+  esac
+done
+[ -n "$run_tests$run_sanitizer$run_bench" ] || run_tests=1 run_bench=1
+
+if ! nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv,noheader; then
+  echo "gpu_test.sh: nvidia-smi shows no GPU; install the NVIDIA driver, or give the container a GPU" >&2
+  exit 1
+fi
+torch=$("$python" -c 'import torch; print(torch.__path__[0])' 2>/dev/null)
+if [ -z "$torch" ]; then
+  echo "gpu_test.sh: $python has no torch: what needs LibTorch will not start (pip install torch, or --python)" >&2
+fi
+export LD_LIBRARY_PATH="$here/lib:$here/lib/ucx/lib${torch:+:$torch/lib}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export UCX_MODULE_DIR="$here/lib/ucx/lib/ucx"
+mkdir -p "$out"
+cd "$here" || exit 1
+
+wanted() {
+  [ ${#names[@]} -eq 0 ] && return 0
+  local name
+  for name in "${names[@]}"; do [[ $1 == *"$name"* ]] && return 0; done
+  return 1
+}
+
+failed=()
+# A program that hangs must not take the others' time.
+test_one() {
+  local label=$1 seconds=$2
+  shift 2
+  echo "[gpu_test] $label"
+  timeout "$seconds" "$@" >"$out/$label.log" 2>&1
+  local code=$?
+  tail -n 3 "$out/$label.log" | sed 's/^/    /'
+  [ $code -eq 0 ] || { failed+=("$label"); echo "[gpu_test] $label failed with exit code $code; $out/$label.log"; }
+}
+
+if [ -n "$run_tests" ]; then
+  while read -r test; do
+    wanted "$test" && test_one "$test" 300 "bin/$test" --gtest_output="json:$out/$test.json"
+  done <gpu_tests.txt
+fi
+if [ -n "$run_sanitizer" ]; then
+  while read -r test; do
+    for tool in memcheck racecheck; do
+      wanted "$test" && test_one "$test.$tool" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+        "bin/$test" --gtest_filter='*Small*'
+    done
+  done <gpu_tests.txt
+fi
+if [ -n "$run_bench" ]; then
+  for bench in bin/gpu_*_bench; do
+    name=$(basename "$bench")
+    [ -x "$bench" ] && wanted "$name" && test_one "$name" 500 "$bench" --out "$out/$name.json" --commit "$(head -1 commit.txt)"
+  done
+fi
+
+[ ${#failed[@]} -eq 0 ] || { echo "[gpu_test] failed: ${failed[*]}" >&2; exit 1; }
+echo "[gpu_test] all passed; JSON and logs are in $out"

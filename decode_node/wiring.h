@@ -5,10 +5,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/ids.h"
 #include "decode_node/data_plane.h"
 #include "kvferry/v1/config.pb.h"
 #include "model/model.h"
+#include "rpc/serving_node.h"
 
 namespace kvferry::decode {
 
@@ -19,24 +19,16 @@ struct DecodeNodeParts {
 };
 
 // A whole decode worker: model, codec backend, pool, data plane, engine, gRPC services, registry
-// streams. Several may live in one process. Thread: any.
-class DecodeNode {
+// streams.
+class DecodeNode : public rpc::ServingNode {
  public:
   // Serving and attached to the routers when it returns. Errors: what config, files, ports or the
   // transport refuse.
   static absl::StatusOr<std::unique_ptr<DecodeNode>> Create(v1::DecodeConfig config,
                                                             DecodeNodeParts parts = {});
-  virtual ~DecodeNode() = default;  // Shutdown
-
-  // host:port of the gRPC services, with the real port.
-  virtual const std::string& address() const = 0;
-  virtual Incarnation incarnation() const = 0;
-  // Takes nothing new; what runs goes on.
-  virtual void Drain() = 0;
   // Until nothing runs and every transfer is over. False: `limit` passed.
   virtual bool WaitIdle(absl::Duration limit) const = 0;
-  // Leaves the routers, ends what still runs with kUnavailable, stops all threads. Idempotent.
-  virtual void Shutdown() = 0;
+  bool idle() const override { return WaitIdle(absl::ZeroDuration()); }
 };
 
 }  // namespace kvferry::decode

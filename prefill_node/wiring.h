@@ -5,10 +5,10 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/ids.h"
 #include "kvferry/v1/config.pb.h"
 #include "model/model.h"
 #include "prefill_node/data_plane.h"
+#include "rpc/serving_node.h"
 
 namespace kvferry::prefill {
 
@@ -19,24 +19,16 @@ struct PrefillNodeParts {
 };
 
 // A whole prefill worker: model, codec backend, data plane, engine, gRPC services, registry
-// streams. Several may live in one process. Thread: any.
-class PrefillNode {
+// streams.
+class PrefillNode : public rpc::ServingNode {
  public:
   // Serving and attached to the routers when it returns. Errors: what config, files, ports or the
   // transport refuse.
   static absl::StatusOr<std::unique_ptr<PrefillNode>> Create(v1::PrefillConfig config,
                                                              PrefillNodeParts parts = {});
-  virtual ~PrefillNode() = default;  // Shutdown
-
-  // host:port of the gRPC services, with the real port.
-  virtual const std::string& address() const = 0;
-  virtual Incarnation incarnation() const = 0;
-  // Takes nothing new; what runs goes on.
-  virtual void Drain() = 0;
   // Until nothing runs and every transfer is over. False: `limit` passed.
   virtual bool WaitIdle(absl::Duration limit) const = 0;
-  // Leaves the routers, ends what still runs with kUnavailable, stops all threads. Idempotent.
-  virtual void Shutdown() = 0;
+  bool idle() const override { return WaitIdle(absl::ZeroDuration()); }
 };
 
 }  // namespace kvferry::prefill

@@ -241,13 +241,57 @@ absl::Status BenchLink(Bench& bench) {
   return absl::OkStatus();
 }
 
+// When the client cancels: `after` has passed since it saw `events` events.
+struct CancelPoint {
+  const char* name;
+  int prompt_tokens, events;
+  absl::Duration after;
+};
+
+// From the cancel of a request to the moment when no page, landing slot or transfer of it is left.
+absl::StatusOr<Spread> CancelSeconds(Cluster& cluster, const CancelPoint& point, int repeats) {
+  KVF_ASSIGN_OR_RETURN(const v1::GenerateRequest request, Request(point.prompt_tokens, 200));
+  std::vector<double> samples;
+  for (int run = 0; run < repeats; ++run) {
+    absl::Time cancelled;
+    int seen = 0;
+    const Answer answer = cluster.Generate(request, [&](const v1::GenerateEvent&) {
+      if (++seen < point.events) return true;
+      absl::SleepFor(point.after);
+      cancelled = absl::Now();
+      return false;
+    });
+    if (answer.status.code() != absl::StatusCode::kCancelled) return answer.status;
+    KVF_RETURN_IF_ERROR(cluster.AwaitAllFree(absl::Seconds(10)));
+    samples.push_back(absl::ToDoubleSeconds(absl::Now() - cancelled));
+  }
+  return Summarize(samples);
+}
+
+absl::Status BenchCancel(Bench& bench) {
+  // The first event comes before prefill begins. 4,000 tokens are many model chunks: after a second
+  // some have been shipped and some not.
+  constexpr int kRuns = 20;
+  const CancelPoint points[] = {{"before prefill", 200, 1, absl::ZeroDuration()},
+                                {"in prefill and hand-off", 4000, 1, absl::Seconds(1)},
+                                {"in decode", 200, 9, absl::ZeroDuration()}};
+  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster, StartCluster("kivi-4-g64"));
+  for (const CancelPoint& point : points) {
+    KVF_ASSIGN_OR_RETURN(const Spread seconds, CancelSeconds(*cluster, point, kRuns));
+    bench.report->AddRatio(
+        absl::StrCat("cancel ", point.name, " to everything free, slowest of ", kRuns),
+        seconds.max / 0.1, "100 ms", "<= 1.0", {{"seconds", ToJson(seconds)}});
+  }
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("End-to-end measurements with the demo model");
   std::string out;
   std::vector<std::string> only;
   Bench bench;
   app.add_option("--out", out, "JSON file to write");
-  app.add_option("--only", only, "bytes, split, decode, batch, link [all]");
+  app.add_option("--only", only, "bytes, split, decode, batch, link, cancel [all]");
   app.add_option("--repeats", bench.repeats)->capture_default_str();
   app.add_option("--transformers-512", bench.transformers_512,
                  "tokens/s of bench/transformers_baseline.py in the same run");
@@ -256,11 +300,8 @@ int Main(int argc, char** argv) {
   Report report("e2e", argc, argv);
   bench.report = &report;
   const std::vector<std::pair<std::string, std::function<absl::Status(Bench&)>>> parts = {
-      {"bytes", BenchBytes},
-      {"split", BenchSplit},
-      {"decode", BenchDecode},
-      {"batch", BenchBatch},
-      {"link", BenchLink}};
+      {"bytes", BenchBytes}, {"split", BenchSplit}, {"decode", BenchDecode},
+      {"batch", BenchBatch}, {"link", BenchLink},   {"cancel", BenchCancel}};
   for (const auto& [name, run] : parts) {
     if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) continue;
     if (const absl::Status done = run(bench); !done.ok()) {

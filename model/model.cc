@@ -12,7 +12,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/device_model.h"
 #include "model/prefill_session.h"
+#include "model/run_checks.h"
 #include "model/torch_status.h"
 #include "model/transformer.h"
 #include "model/weight_files.h"
@@ -43,12 +45,7 @@ class TorchModel : public Model {
   absl::Status DecodeStep(std::span<const std::int32_t> tokens,
                           std::span<const std::int32_t> positions, DecodeAttention& attention,
                           std::span<float> logits) override {
-    const std::size_t wanted = tokens.size() * static_cast<std::size_t>(config().vocabulary);
-    if (tokens.empty() || positions.size() != tokens.size() || logits.size() != wanted) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("decode step of ", tokens.size(), " tokens with ", positions.size(),
-                       " positions and room for ", logits.size(), " logits, ", wanted, " wanted"));
-    }
+    KVF_RETURN_IF_ERROR(CheckDecodeStep(config(), tokens.size(), positions.size(), logits.size()));
     return CatchTorch("decode step", [&]() -> absl::Status {
       const c10::InferenceMode guard;
       KVF_RETURN_IF_ERROR(transformer_.Begin(tokens, positions, activations_));
@@ -97,6 +94,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
         absl::StrCat("threads is ", options.threads, ", allowed are 0 (all cores) and more"));
   }
   KVF_ASSIGN_OR_RETURN(const WeightFiles files, WeightFiles::Open(options.path));
+  if (options.device != "cpu") return LoadDeviceModel(files, options);
   std::unique_ptr<Model> model;
   KVF_RETURN_IF_ERROR(
       CatchTorch(absl::StrCat("loading ", options.path).c_str(), [&]() -> absl::Status {

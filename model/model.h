@@ -21,6 +21,10 @@ struct LoadOptions {
   std::string path;  // a .gguf file or a Hugging Face directory
   ComputeType compute = ComputeType::kFp32;
   int threads = 0;  // of LibTorch in this process; 0: all cores
+  // "cpu" or "cuda:N". On a GPU, K and V leave in its memory, and all work goes to `stream`, a
+  // cudaStream_t of that GPU which outlives the model.
+  std::string device = "cpu";
+  void* stream = nullptr;
 };
 
 // The attention of one decode step, by whoever owns the cache. Called once per layer, in order, on
@@ -44,8 +48,9 @@ class PrefillSession {
   virtual ~PrefillSession() = default;
 
   // After layer `layer` of this chunk: `kv` covers all tokens of the prompt so far, [kv_heads,
-  // tokens, head_dim], valid until the session dies; values of earlier tokens never change. A
-  // status that is not OK ends the run with it.
+  // tokens, head_dim], valid until the session dies; values of earlier tokens never change. On a
+  // GPU it is in device memory, and the values are there in the order of the stream: what reads
+  // them waits for an event recorded now. A status that is not OK ends the run with it.
   using OnLayer = std::function<absl::Status(int layer, const codec::KvView& kv)>;
 
   // Appends `tokens`. kInvalidArgument: an id outside the vocabulary, or more than max_tokens in
@@ -55,14 +60,15 @@ class PrefillSession {
   virtual std::span<const float> logits() const = 0;
 };
 
-// Weights and the forward pass. Thread: PrefillSessions and DecodeStep of one Model may not run at
+// Weights and the forward pass. DecodeAttention gets host memory, also from a model on a GPU.
+// Thread: PrefillSessions and DecodeStep of one Model may not run at
 // the same time.
 class Model {
  public:
   virtual ~Model() = default;
 
   // kNotFound, kInvalidArgument (names file and field: unknown architecture, tensor type, shape),
-  // kDataLoss (truncated, corrupt).
+  // kDataLoss (truncated, corrupt), kUnavailable (no such GPU, or LibTorch has no CUDA).
   static absl::StatusOr<std::unique_ptr<Model>> Load(const LoadOptions& options);
 
   virtual const ModelConfig& config() const = 0;

@@ -13,8 +13,8 @@
 #include <numeric>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/run_checks.h"
 #include "model/torch_status.h"
 
 namespace kvferry::model {
@@ -40,10 +40,7 @@ TorchPrefillSession::TorchPrefillSession(const Transformer& transformer, int max
 absl::StatusOr<std::unique_ptr<TorchPrefillSession>> TorchPrefillSession::Create(
     const Transformer& transformer, ComputeType compute, int max_tokens, codec::Raw16 type) {
   const ModelConfig& config = transformer.config();
-  if (max_tokens < 1 || max_tokens > config.max_context_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a prompt of ", max_tokens, " tokens: this model takes 1 to ", config.max_context_tokens));
-  }
+  KVF_RETURN_IF_ERROR(CheckPromptTokens(config, max_tokens));
   std::unique_ptr<TorchPrefillSession> session(
       new TorchPrefillSession(transformer, max_tokens, type));
   const at::ScalarType own_type = compute == ComputeType::kBf16 ? at::kBFloat16 : at::kFloat;
@@ -66,11 +63,7 @@ absl::StatusOr<std::unique_ptr<TorchPrefillSession>> TorchPrefillSession::Create
 
 absl::Status TorchPrefillSession::Run(std::span<const std::int32_t> tokens,
                                       const OnLayer& on_layer) {
-  if (tokens.empty()) return absl::InvalidArgumentError("no tokens to run");
-  if (tokens.size() > static_cast<std::size_t>(max_tokens_ - tokens_)) {
-    return absl::InvalidArgumentError(absl::StrCat(tokens.size(), " tokens after ", tokens_,
-                                                   ", the session was made for ", max_tokens_));
-  }
+  KVF_RETURN_IF_ERROR(CheckPromptChunk(tokens.size(), tokens_, max_tokens_));
   return CatchTorch("prefill", [&]() -> absl::Status {
     const c10::InferenceMode guard;
     std::vector<std::int32_t> positions(tokens.size());

@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "model/run_checks.h"
 
 namespace kvferry::model {
 namespace {
@@ -127,16 +128,7 @@ absl::StatusOr<Transformer::Layer> Transformer::LoadLayer(const WeightFiles& fil
 absl::Status Transformer::Begin(std::span<const std::int32_t> tokens,
                                 std::span<const std::int32_t> positions, Activations& a) const {
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (tokens[i] < 0 || tokens[i] >= config_.vocabulary) {
-      return absl::InvalidArgumentError(absl::StrCat("token ", tokens[i], " at index ", i,
-                                                     " is outside the vocabulary of ",
-                                                     config_.vocabulary));
-    }
-    if (positions[i] < 0 || positions[i] >= config_.max_context_tokens) {
-      return absl::InvalidArgumentError(absl::StrCat("position ", positions[i], " at index ", i,
-                                                     " is outside the context of ",
-                                                     config_.max_context_tokens));
-    }
+    KVF_RETURN_IF_ERROR(CheckToken(config_, i, tokens[i], positions[i]));
   }
   Resize(config_, static_cast<std::int64_t>(tokens.size()), a);
   const std::int64_t half = config_.head_dim / 2;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 
@@ -41,7 +42,8 @@ struct AttentionArgs {
 };
 
 // Where codes are made and attended on. CpuBackend in kvcodec/cpu, CudaBackend in kernels. Quantize
-// gives the same bytes on all. Thread: any; calls from several threads at once are allowed.
+// gives the same bytes on all. K and V are of the backend's device, bytes that leave are in host
+// memory. Thread: any; calls from several threads at once are allowed.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -57,6 +59,18 @@ class Backend {
   // channel. page is then unspecified.
   virtual absl::Status Quantize(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
                                 std::span<std::byte> page) const = 0;
+
+  // The same for a view of several times 64 tokens: their pages in token order. origin: of the
+  // first.
+  virtual absl::Status QuantizePages(const KvView& kv, const BlockSpec& spec,
+                                     const BlockOrigin& origin, std::span<std::byte> pages) const;
+  // 16-bit tokens as they travel and rest, [K: kv_heads, tokens, head_dim][V: the same].
+  //   out: Raw16Bytes(kv.tokens, kv.kv_heads, kv.head_dim) bytes.
+  virtual absl::Status CopyTokens(const KvView& kv, std::span<std::byte> out) const;
+
+  // KvView::ready for values that the caller has enqueued, and not yet seen done, on the device's
+  // own queue of work. Thread: the one that enqueues.
+  virtual std::uint64_t MarkReady() const { return 0; }
 
   // For inspection and tests. k, v: [kv_heads, 64, head_dim] fp32, contiguous.
   virtual absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec,

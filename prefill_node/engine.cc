@@ -284,6 +284,7 @@ absl::Status Engine::ComputeStep(Job& job, model::PrefillSession& session, std::
 }
 
 absl::Status Engine::OnLayer(Job& job, int layer, const codec::KvView& view) {
+  const std::uint64_t ready = backend_.MarkReady();
   absl::MutexLock lock(&mutex_);
   ++steps_;
   last_step_ = clock_.Now();
@@ -292,6 +293,7 @@ absl::Status Engine::OnLayer(Job& job, int layer, const codec::KvView& view) {
     return absl::InternalError(absl::StrCat("the model reports layer ", layer));
   }
   job.views[layer] = view;
+  job.views[layer].ready = ready;
   return absl::OkStatus();
 }
 

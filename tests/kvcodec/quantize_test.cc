@@ -188,6 +188,49 @@ TEST_P(QuantizeTest, WhatCannotBeStoredIsNamed) {
   }
 }
 
+TEST_P(QuantizeTest, SeveralPagesAreThePagesOneByOne) {
+  const BlockSpec spec = ScalarSpec(64, 4, 2, 64, 64);
+  const KvSample kv = MakeKv(2, 3 * kBlockTokens + 8, 64, Raw16::kBf16, 11);
+  const std::size_t page = PageBytes(spec, 2);
+  GuardedPage all(3 * page), one(page);
+  const KvView blocks = kv.view.Tokens(8, 3 * kBlockTokens);
+  ASSERT_TRUE(backend_->QuantizePages(blocks, spec, {}, all.span()).ok());
+  all.Check();
+  for (int i = 0; i < 3; ++i) {
+    const KvView block = blocks.Tokens(i * kBlockTokens, kBlockTokens);
+    ASSERT_TRUE(backend_->Quantize(block, spec, {}, one.span()).ok());
+    EXPECT_EQ(std::memcmp(all.data() + i * page, one.data(), page), 0) << i;
+  }
+  KvSample broken = kv;
+  broken.view.k = broken.k.data();
+  broken.view.v = broken.v.data();
+  broken.v[static_cast<std::size_t>(8 + kBlockTokens + 5) * 64] = 0x7fc0;
+  const absl::Status status =
+      backend_->QuantizePages(broken.view.Tokens(8, 2 * kBlockTokens), spec,
+                              {.layer = 3, .token_begin = 8}, all.span().first(2 * page));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("token 77"));
+  EXPECT_FALSE(backend_->QuantizePages(kv.view.Tokens(0, 65), spec, {}, all.span()).ok());
+  EXPECT_FALSE(backend_->QuantizePages(blocks, spec, {}, all.span().first(page)).ok());
+}
+
+TEST_P(QuantizeTest, TokensAreCopiedHeadByHead) {
+  const KvSample kv = MakeKv(3, 10, 64, Raw16::kFp16, 12);
+  const std::size_t bytes = Raw16Bytes(4, 3, 64);
+  GuardedPage out(bytes);
+  ASSERT_TRUE(backend_->CopyTokens(kv.view.Tokens(5, 4), out.span()).ok());
+  out.Check();
+  for (int side = 0; side < 2; ++side) {
+    const std::vector<std::uint16_t>& values = side == 0 ? kv.k : kv.v;
+    for (int head = 0; head < 3; ++head) {
+      EXPECT_EQ(std::memcmp(out.data() + side * bytes / 2 + head * bytes / 6,
+                            values.data() + (head * 10 + 5) * 64, bytes / 6),
+                0);
+    }
+  }
+  EXPECT_FALSE(backend_->CopyTokens(kv.view, out.span()).ok());
+}
+
 TEST_P(QuantizeTest, WrongShapesAreRefused) {
   const BlockSpec spec = ScalarSpec(64, 4, 4, 64, 64);
   KvSample kv = MakeKv(2, 64, 64, Raw16::kFp16, 4);

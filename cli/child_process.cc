@@ -23,6 +23,7 @@ constexpr std::size_t kLogTailBytes = 2000;
 [[noreturn]] void RunChild(const std::vector<std::string>& command, int stdout_fd, int log_fd,
                            pid_t parent) {
   std::vector<char*> argv;
+  argv.reserve(command.size() + 1);
   for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
   setpgid(0, 0);

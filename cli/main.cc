@@ -3,6 +3,8 @@
 #include "cli/commands.h"
 #include "cli/output.h"
 
+// Outside the try, CLI11 throws only for flags that we define wrongly.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   CLI::App app(
       "Prefill and decode of language models on different machines, with a compressed KV cache "

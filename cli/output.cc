@@ -12,10 +12,10 @@
 namespace kvferry::cli {
 
 void AddOutputFlag(CLI::App& command, OutputFormat& format) {
-  static const std::map<std::string, OutputFormat> kFormats = {{"table", OutputFormat::kTable},
-                                                               {"json", OutputFormat::kJson}};
+  static const std::map<std::string, OutputFormat> formats = {{"table", OutputFormat::kTable},
+                                                              {"json", OutputFormat::kJson}};
   command.add_option("--output", format, "table for people, json for programs [table]")
-      ->transform(CLI::CheckedTransformer(kFormats))
+      ->transform(CLI::CheckedTransformer(formats))
       ->type_name("table|json");
 }
 

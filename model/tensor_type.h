@@ -12,6 +12,7 @@ namespace kvferry::model {
 
 // How the values of a stored tensor are written. The Q types are GGUF's: blocks of 32 values along
 // a row that share an fp16 scale (and, for Q4_1 and Q5_1, an fp16 minimum).
+// NOLINTNEXTLINE(readability-identifier-naming): as GGUF spells them
 enum class TensorType : std::uint8_t { kF32, kF16, kBF16, kQ8_0, kQ4_0, kQ4_1, kQ5_0, kQ5_1 };
 
 struct TensorTypeInfo {

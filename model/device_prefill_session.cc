@@ -103,7 +103,7 @@ at::Tensor DevicePrefillSession::Attend(const at::Tensor& q, const LayerCache& c
   const std::int64_t rows = q.size(0);
   const double scale = 1 / std::sqrt(static_cast<double>(q.size(2)));
   const at::Tensor k = cache.k.narrow(1, 0, tokens), v = cache.v.narrow(1, 0, tokens);
-  if (q.is_cuda() && q.scalar_type() == at::kBFloat16) {
+  if (q.is_cuda() && q.scalar_type() == at::kBFloat16 && q.size(2) % 8 == 0) {
     // FlashAttention-2 itself: its causal order ends at the last key, as a later chunk wants it;
     // scaled_dot_product_attention has it begin at the first.
     const auto out = at::_flash_attention_forward(

@@ -3,7 +3,7 @@
 # shared library but glibc's, the C++ runtime and LibTorch's (gpu_test.sh finds the host's own torch of the same version).
 #   scripts/bundle.sh [--build FOLDER] [--out FOLDER] [PROGRAM...]
 # Build first, on a machine with CUDA (cmake -DKVFERRY_CUDA=ON). Without programs: kvferry and the workers, all tests with the
-# label gpu, all benches named gpu_*. On the other host: OUT/gpu_test.sh --help.
+# label gpu, all benches named gpu_*. On the other host: OUT/gpu_test.sh --help; for the programs, source OUT/env.sh first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -50,6 +50,7 @@ for test in "${tests[@]}"; do
 done >"$out/gpu_tests.txt"
 cp -r tests/golden "$out/tests/"
 cp scripts/gpu_test.sh "$out/"
+cp scripts/gpu_env.sh "$out/env.sh"
 git rev-parse HEAD >"$out/commit.txt"
 [ -z "$(git status --porcelain)" ] || echo "with uncommitted changes" >>"$out/commit.txt"
 

@@ -29,12 +29,8 @@ if ! nvidia-smi --query-gpu=index,name,driver_version,memory.total --format=csv,
   echo "gpu_test.sh: nvidia-smi shows no GPU; install the NVIDIA driver, or give the container a GPU" >&2
   exit 1
 fi
-torch=$("$python" -c 'import torch; print(torch.__path__[0])' 2>/dev/null)
-if [ -z "$torch" ]; then
-  echo "gpu_test.sh: $python has no torch: what needs LibTorch will not start (pip install torch, or --python)" >&2
-fi
-export LD_LIBRARY_PATH="$here/lib:$here/lib/ucx/lib${torch:+:$torch/lib}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export UCX_MODULE_DIR="$here/lib/ucx/lib/ucx"
+PYTHON=$python
+source "$here/env.sh"
 mkdir -p "$out"
 cd "$here" || exit 1
 

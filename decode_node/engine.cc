@@ -239,7 +239,7 @@ absl::Status Engine::RunModel(const Batch& batch) {
   logits_.resize(batch.size() * model_.config().vocabulary);
   step_sequences_.Observe(static_cast<double>(batch.size()));
   BatchAttention attention(*this, batch);
-  const absl::Status status = model_.DecodeStep(tokens, positions, attention, logits_);
+  absl::Status status = model_.DecodeStep(tokens, positions, attention, logits_);
   if (!status.ok() && !absl::IsCancelled(status)) {
     Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", status}});
   }

@@ -21,8 +21,8 @@ std::byte* CopySide(const std::uint16_t* values, const KvView& kv, std::byte* ou
 
 }  // namespace
 
-absl::Status Backend::QuantizePages(const KvView& kv, const BlockSpec& spec,
-                                    const BlockOrigin& origin, std::span<std::byte> pages) const {
+absl::Status Quantizer::QuantizePages(const KvView& kv, const BlockSpec& spec,
+                                      const BlockOrigin& origin, std::span<std::byte> pages) const {
   const std::size_t page = PageBytes(spec, kv.kv_heads);
   if (kv.tokens % kBlockTokens != 0 || pages.size() != kv.tokens / kBlockTokens * page) {
     return absl::InvalidArgumentError(absl::StrCat(kv.tokens, " tokens into ", pages.size(),
@@ -38,7 +38,7 @@ absl::Status Backend::QuantizePages(const KvView& kv, const BlockSpec& spec,
   return absl::OkStatus();
 }
 
-absl::Status Backend::CopyTokens(const KvView& kv, std::span<std::byte> out) const {
+absl::Status Quantizer::CopyTokens(const KvView& kv, std::span<std::byte> out) const {
   if (out.size() != Raw16Bytes(kv.tokens, kv.kv_heads, kv.head_dim)) {
     return absl::InvalidArgumentError(
         absl::StrCat(kv.tokens, " tokens into ", out.size(), " bytes"));

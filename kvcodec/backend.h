@@ -41,14 +41,14 @@ struct AttentionArgs {
   float* out = nullptr;
 };
 
-// Where codes are made and attended on. CpuBackend in kvcodec/cpu, CudaBackend in kernels. Quantize
-// gives the same bytes on all. K and V are of the backend's device, bytes that leave are in host
-// memory. Thread: any; calls from several threads at once are allowed.
-class Backend {
+// Makes the bytes that leave a prefill worker: the CPU backend in kvcodec/cpu, CudaQuantizer in
+// kernels, the same bytes on both. K and V are of its device, what it writes is host memory.
+// Thread: any; calls from several threads at once are allowed.
+class Quantizer {
  public:
-  virtual ~Backend() = default;
+  virtual ~Quantizer() = default;
 
-  // "cpu-avx512", "cpu-scalar": for logs, benches and `kvferry codecs`.
+  // "cpu-avx512", "cpu-scalar", "cuda": for logs, benches and `kvferry codecs`.
   virtual std::string name() const = 0;
   // OK, or kUnimplemented with the list of what this backend has.
   virtual absl::Status Supports(const BlockSpec& spec) const = 0;
@@ -71,7 +71,11 @@ class Backend {
   // KvView::ready for values that the caller has enqueued, and not yet seen done, on the device's
   // own queue of work. Thread: the one that enqueues.
   virtual std::uint64_t MarkReady() const { return 0; }
+};
 
+// Where codes are made and attended on, all in the memory of one device.
+class Backend : public Quantizer {
+ public:
   // For inspection and tests. k, v: [kv_heads, 64, head_dim] fp32, contiguous.
   virtual absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec,
                                   int kv_heads, std::span<float> k, std::span<float> v) const = 0;

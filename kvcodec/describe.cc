@@ -86,13 +86,15 @@ void DescribeInt8(std::span<const std::byte> block, const BlockSpec& spec,
                   std::vector<RegionDescription>& regions) {
   const format::Int8Layout at = format::Int8Block(spec.head_dim);
   const int side = kBlockTokens * spec.head_dim;
-  for (const auto& [name, offset] : {std::pair{"K codes", at.k_codes}, {"V codes", at.v_codes}}) {
+  const auto add = [&](const char* name, int offset) {
     RegionDescription region{
         name, static_cast<std::size_t>(offset), static_cast<std::size_t>(side), {}, {}, 0, 0};
     region.values =
         RangeOf(side, [&](int i) { return static_cast<std::int8_t>(block[offset + i]); });
     regions.push_back(region);
-  }
+  };
+  add("K codes", at.k_codes);
+  add("V codes", at.v_codes);
   regions.push_back(Numbers("K scales", block, at.k_scale, kBlockTokens, Raw16::kFp16));
   regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
 }

@@ -20,7 +20,7 @@ struct KvView {
   int head_dim = 0;
   std::int64_t head_stride = 0;
   std::int64_t token_stride = 0;
-  std::uint64_t ready = 0;  // of Backend::MarkReady: when the values are there; 0: they are
+  std::uint64_t ready = 0;  // of Quantizer::MarkReady: when the values are there; 0: they are
 
   // Tokens [begin, begin + count) of this view.
   KvView Tokens(int begin, int count) const {

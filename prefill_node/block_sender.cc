@@ -325,9 +325,7 @@ void BlockSender::StartAborting(const absl::Status& why, MonoTime now, SenderAct
 // The receiver is told only when nothing of ours is in flight: then its memory is its own again.
 void BlockSender::SettleAbort(MonoTime now, SenderActions& out) {
   if (sending_ > 0) return;
-  if (peer_lost_) {
-    Close(SenderState::kAborted, out);
-  } else if (abort_ack_owed_) {
+  if (peer_lost_ || abort_ack_owed_) {
     Close(SenderState::kAborted, out);
   } else if (!abort_sent_) {
     abort_sent_ = true;

@@ -8,7 +8,7 @@ namespace kvferry::prefill {
 using codec::KvView;
 
 absl::Status EncodeChunk(const ChunkPlan& chunk, std::span<const codec::BlockSpec> layers,
-                         std::span<const KvView> views, const codec::Backend& backend,
+                         std::span<const KvView> views, const codec::Quantizer& quantizer,
                          std::span<std::byte> out) {
   if (out.size() != chunk.bytes) {
     return absl::InternalError(
@@ -25,14 +25,14 @@ absl::Status EncodeChunk(const ChunkPlan& chunk, std::span<const codec::BlockSpe
     if (chunk.kind == transport::ChunkKind::kBlocks) {
       const std::size_t bytes = codec::PageBytes(layers[layer], view.kv_heads) *
                                 (chunk.token_count / codec::kBlockTokens);
-      KVF_RETURN_IF_ERROR(backend.QuantizePages(
+      KVF_RETURN_IF_ERROR(quantizer.QuantizePages(
           part, layers[layer],
           {.layer = layer, .kv_head_begin = 0, .token_begin = chunk.token_begin},
           out.first(bytes)));
       out = out.subspan(bytes);
     } else {
       const std::size_t bytes = codec::Raw16Bytes(part.tokens, part.kv_heads, part.head_dim);
-      KVF_RETURN_IF_ERROR(backend.CopyTokens(part, out.first(bytes)));
+      KVF_RETURN_IF_ERROR(quantizer.CopyTokens(part, out.first(bytes)));
       out = out.subspan(bytes);
     }
   }

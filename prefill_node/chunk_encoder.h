@@ -15,7 +15,7 @@ namespace kvferry::prefill {
 //   in the layers of the chunk. out: chunk.bytes bytes, 128-byte aligned.
 // Errors are the backend's: kInvalidArgument names layer, head and token of a NaN. Thread: any.
 absl::Status EncodeChunk(const ChunkPlan& chunk, std::span<const codec::BlockSpec> layers,
-                         std::span<const codec::KvView> views, const codec::Backend& backend,
+                         std::span<const codec::KvView> views, const codec::Quantizer& quantizer,
                          std::span<std::byte> out);
 
 }  // namespace kvferry::prefill

@@ -124,7 +124,7 @@ const DataPlane::Peer* DataPlane::FindPeer(Incarnation incarnation) const {
   return nullptr;
 }
 
-absl::Status DataPlane::OpenTransfer(TransferOptions options) {
+absl::Status DataPlane::OpenTransfer(const TransferOptions& options) {
   absl::MutexLock lock(&mutex_);
   if (stopped_) return absl::UnavailableError("the prefill worker stops");
   const Peer* peer = FindPeer(options.decode);

@@ -116,7 +116,7 @@ class DataPlane final : private transport::MessageSink {
   bool HasPeer(Incarnation peer) const;
 
   // kUnavailable: the peer is not connected (any more): shake hands first. kAlreadyExists: the id.
-  absl::Status OpenTransfer(TransferOptions options);
+  absl::Status OpenTransfer(const TransferOptions& options);
   // Waits for a free slot. When the transfer ends meanwhile: its status.
   absl::StatusOr<SendSlot> AcquireSlot(const TransferId& id);
   // Sends the first header.payload_bytes of `slot`. The caller has filled in what describes the

@@ -50,7 +50,7 @@ struct Engine::Job {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options,
                                                        model::Model& model,
-                                                       const codec::Backend& backend,
+                                                       const codec::Quantizer& quantizer,
                                                        DataPlane& data_plane, const Clock& clock,
                                                        Metrics& metrics) {
   if (options.chunk_tokens < codec::kBlockTokens ||
@@ -58,17 +58,17 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
     return absl::InvalidArgumentError(absl::StrCat("chunk_tokens is ", options.chunk_tokens,
                                                    "; a positive multiple of 64 is needed"));
   }
-  std::unique_ptr<Engine> engine(new Engine(options, model, backend, data_plane, clock, metrics));
+  std::unique_ptr<Engine> engine(new Engine(options, model, quantizer, data_plane, clock, metrics));
   engine->engine_thread_ = std::thread([e = engine.get()] { e->RunEngine(); });
   engine->encoder_thread_ = std::thread([e = engine.get()] { e->RunEncoder(); });
   return engine;
 }
 
-Engine::Engine(const EngineOptions& options, model::Model& model, const codec::Backend& backend,
+Engine::Engine(const EngineOptions& options, model::Model& model, const codec::Quantizer& quantizer,
                DataPlane& data_plane, const Clock& clock, Metrics& metrics)
     : options_(options),
       model_(model),
-      backend_(backend),
+      quantizer_(quantizer),
       data_plane_(data_plane),
       clock_(clock),
       geometry_(GeometryOf(model.config())),
@@ -109,7 +109,7 @@ absl::StatusOr<Engine::JobPtr> Engine::Plan(JobRequest request,
   job->plan = codec::PlanBlocks(tokens, request.codec.window);
   for (int layer = 0; layer < geometry_.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(codec::BlockSpec spec, request.codec.ForLayer(layer, geometry_.head_dim));
-    KVF_RETURN_IF_ERROR(backend_.Supports(spec));
+    KVF_RETURN_IF_ERROR(quantizer_.Supports(spec));
     job->specs.push_back(spec);
   }
   KVF_ASSIGN_OR_RETURN(
@@ -284,7 +284,7 @@ absl::Status Engine::ComputeStep(Job& job, model::PrefillSession& session, std::
 }
 
 absl::Status Engine::OnLayer(Job& job, int layer, const codec::KvView& view) {
-  const std::uint64_t ready = backend_.MarkReady();
+  const std::uint64_t ready = quantizer_.MarkReady();
   absl::MutexLock lock(&mutex_);
   ++steps_;
   last_step_ = clock_.Now();
@@ -341,7 +341,7 @@ absl::Status Engine::EncodeOne(Job& job, const ChunkPlan& chunk) {
   }
   KVF_ASSIGN_OR_RETURN(SendSlot slot, data_plane_.AcquireSlot(job.request.transfer_id));
   const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-  KVF_RETURN_IF_ERROR(EncodeChunk(chunk, job.specs, views, backend_, payload));
+  KVF_RETURN_IF_ERROR(EncodeChunk(chunk, job.specs, views, quantizer_, payload));
   return data_plane_.SendChunk(job.request.transfer_id,
                                {.layer_begin = static_cast<std::uint16_t>(chunk.layer_begin),
                                 .layer_count = static_cast<std::uint16_t>(chunk.layer_count),

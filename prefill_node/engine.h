@@ -86,7 +86,7 @@ class Engine {
   // kInvalidArgument: chunk_tokens. All references outlive the engine.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options,
                                                         model::Model& model,
-                                                        const codec::Backend& backend,
+                                                        const codec::Quantizer& quantizer,
                                                         DataPlane& data_plane, const Clock& clock,
                                                         Metrics& metrics);
   ~Engine();
@@ -112,7 +112,7 @@ class Engine {
   struct Job;
   using JobPtr = std::shared_ptr<Job>;  // engine, encoder and data plane end with it in any order
 
-  Engine(const EngineOptions& options, model::Model& model, const codec::Backend& backend,
+  Engine(const EngineOptions& options, model::Model& model, const codec::Quantizer& quantizer,
          DataPlane& data_plane, const Clock& clock, Metrics& metrics);
   absl::StatusOr<JobPtr> Plan(JobRequest request, std::shared_ptr<JobObserver> observer) const;
 
@@ -132,7 +132,7 @@ class Engine {
 
   const EngineOptions options_;
   model::Model& model_;
-  const codec::Backend& backend_;
+  const codec::Quantizer& quantizer_;
   DataPlane& data_plane_;
   const Clock& clock_;
   const codec::CacheGeometry geometry_;

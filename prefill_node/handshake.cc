@@ -68,7 +68,7 @@ void Handshaker::Ensure(const DecodeTarget& target, Done done) {
   if (call != nullptr) {
     Start(call);
   } else {
-    done(status);
+    done(status);  // NOLINT(bugprone-use-after-move): it moves only into a call
   }
 }
 

@@ -23,7 +23,7 @@ class RunCall final : public grpc::ServerWriteReactor<v1::PrefillEvent>,
  public:
   explicit RunCall(Engine& engine) : engine_(engine) {}
 
-  void Start(absl::StatusOr<JobRequest> job, DecodeTarget target, Handshaker& handshaker) {
+  void Start(absl::StatusOr<JobRequest> job, const DecodeTarget& target, Handshaker& handshaker) {
     self_ = shared_from_this();
     if (!job.ok()) {
       OnFinished(job.status());

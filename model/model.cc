@@ -64,8 +64,8 @@ class TorchModel : public Model {
  private:
   // Rows of fused qkv -> one run each of q, k and v.
   void SplitQkv(codec::Raw16 type) {
-    const auto q_size = static_cast<std::size_t>(config().q_heads * config().head_dim);
-    const auto kv_size = static_cast<std::size_t>(config().kv_heads * config().head_dim);
+    const auto head_dim = static_cast<std::size_t>(config().head_dim);
+    const std::size_t q_size = config().q_heads * head_dim, kv_size = config().kv_heads * head_dim;
     const auto rows = static_cast<std::size_t>(activations_.rows);
     q_.resize(rows * q_size);
     k_.resize(rows * kv_size);

@@ -148,7 +148,7 @@ class LoopbackTransport : public Transport {
               .incarnation = peer_incarnation,
               .last_heard = clock_.Now()};
     if (OnProgressThread()) {
-      OpenPeer(handle, std::move(peer));
+      OpenPeer(handle, peer);
     } else {
       Post([this, handle, peer] { OpenPeer(handle, peer); });
     }
@@ -218,7 +218,7 @@ class LoopbackTransport : public Transport {
       Lose(peers_.begin()->first, absl::CancelledError("the transport stops"));
   }
 
-  void OpenPeer(PeerHandle handle, Peer peer) {
+  void OpenPeer(PeerHandle handle, const Peer& peer) {
     if (!network_->Reachable(peer.address)) {
       Post([this, handle, name = peer.name] {
         sink_.OnPeerLost(handle, absl::UnavailableError(
@@ -227,7 +227,7 @@ class LoopbackTransport : public Transport {
       return;
     }
     by_incarnation_[peer.incarnation] = handle;
-    peers_.emplace(handle, std::move(peer));
+    peers_.emplace(handle, peer);
   }
 
   void Lose(PeerHandle handle, const absl::Status& why) {

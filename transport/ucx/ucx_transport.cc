@@ -446,7 +446,7 @@ class UcxTransport : public Transport {
                         send->header.size(), send->payload.data(), send->payload.size(), &params);
     if (UCS_PTR_IS_PTR(request)) {
       ++peer->sends;
-      send.release();  // OnSent takes it back
+      static_cast<void>(send.release());  // OnSent takes it back
       return;
     }
     send->done(FromUcs(UCS_PTR_STATUS(request), absl::StrCat("send to ", peer->name)));
@@ -528,7 +528,7 @@ class UcxTransport : public Transport {
       return UCS_OK;
     }
     if (UcxPeer* peer = Find(from)) ++peer->receives;
-    receive.release();  // OnReceived takes it back
+    static_cast<void>(receive.release());  // OnReceived takes it back
     return UCS_INPROGRESS;
   }
 

@@ -1,96 +1,27 @@
-#include <fstream>
-#include <iterator>
-#include <sstream>
-
 #include "gmock/gmock.h"
-#include "tests/kvcodec/kv_samples.h"
+#include "tests/kvcodec/golden_cases.h"
 
 // Blocks against those of tests/golden/codec/make_golden.py, an independent writer in numpy.
 namespace kvferry::codec {
 namespace {
-
-constexpr char kFolder[] = "tests/golden/codec/";
-
-struct Case {
-  BlockSpec spec;
-  Raw16 type;
-  std::string line, input;
-  std::uint32_t seed = 0;
-  std::size_t offset = 0, bytes = 0;
-};
-
-std::vector<Case> LoadCases() {
-  std::vector<Case> cases;
-  std::ifstream file(std::string(kFolder) + "cases.txt");
-  std::string line, kind, type;
-  while (std::getline(file, line)) {
-    Case c;
-    std::istringstream(line) >> kind >> c.spec.head_dim >> c.spec.k_bits >> c.spec.v_bits >>
-        c.spec.k_group_tokens >> c.spec.v_group_channels >> type >> c.input >> c.seed >> c.offset >>
-        c.bytes;
-    c.type = type == "fp16" ? Raw16::kFp16 : Raw16::kBf16;
-    c.spec.kind = kind == "scalar" ? BlockKind::kScalar
-                  : kind == "int8" ? BlockKind::kInt8
-                                   : BlockKind::kRaw16;
-    c.spec.raw_type = c.type;
-    c.line = line;
-    cases.push_back(c);
-  }
-  return cases;
-}
-
-std::uint32_t Mix(std::uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ (x >> 16);
-}
-
-// `raw_input` of the script.
-std::uint16_t InputValue(const Case& c, std::uint32_t side, std::uint32_t token,
-                         std::uint32_t channel) {
-  const bool fp16 = c.type == Raw16::kFp16;
-  const std::uint32_t h = Mix(c.seed * 2654435769u ^ (side * 65536 + token * 256 + channel));
-  const std::uint32_t mantissa_bits = fp16 ? 10 : 7, one = fp16 ? 15 : 127;
-  std::uint32_t sign = h >> 31 << 15, mantissa = h & ((1u << mantissa_bits) - 1);
-  std::uint32_t exponent = one - 2 + (h >> 16 & 3);
-  if (c.input == "constant") sign = 0, exponent = one, mantissa = 5;
-  if (c.input == "denormal") exponent = fp16 ? 0 : one - 26 + (h >> 16 & 3);
-  if (c.input == "outlier" && channel % 16 == 3) exponent = one + 13;
-  if (c.input == "zeros") exponent = mantissa = 0;
-  return static_cast<std::uint16_t>(sign | exponent << mantissa_bits | mantissa);
-}
-
-KvSample MakeInput(const Case& c) {
-  KvSample kv = MakeKv(1, 64, c.spec.head_dim, c.type, 0);
-  for (int token = 0; token < 64; ++token) {
-    for (int channel = 0; channel < c.spec.head_dim; ++channel) {
-      kv.k[token * c.spec.head_dim + channel] = InputValue(c, 0, token, channel);
-      kv.v[token * c.spec.head_dim + channel] = InputValue(c, 1, token, channel);
-    }
-  }
-  return kv;
-}
 
 class GoldenTest : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::ValuesIn(BackendNames()), BackendTestName);
 
 TEST_P(GoldenTest, BlocksAreThoseOfTheIndependentWriter) {
   const std::unique_ptr<Backend> backend = MakeNamedBackend(GetParam());
-  std::ifstream file(std::string(kFolder) + "blocks.bin", std::ios::binary);
-  const std::vector<char> golden((std::istreambuf_iterator<char>(file)), {});
-  const std::vector<Case> cases = LoadCases();
+  const std::vector<std::byte> golden = LoadGoldenBlocks();
+  const std::vector<GoldenCase> cases = LoadGoldenCases();
   ASSERT_GT(cases.size(), 100u) << "run from the repository root";
-  for (const Case& c : cases) {
+  for (const GoldenCase& c : cases) {
     ASSERT_EQ(BlockBytes(c.spec), c.bytes) << c.line;
     ASSERT_LE(c.offset + c.bytes, golden.size()) << c.line;
-    const KvSample kv = MakeInput(c);
+    const KvSample kv = MakeGoldenInput(c);
     GuardedPage page(c.bytes);
     const absl::Status status = backend->Quantize(kv.view, c.spec, {}, page.span());
     ASSERT_TRUE(status.ok()) << c.line << ": " << status;
     page.Check();
-    const auto* want = reinterpret_cast<const std::byte*>(golden.data() + c.offset);
+    const std::byte* want = golden.data() + c.offset;
     for (std::size_t i = 0; i < c.bytes; ++i) {
       ASSERT_EQ(static_cast<int>(page.data()[i]), static_cast<int>(want[i]))
           << c.line << ", byte " << i;

@@ -1,0 +1,237 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/chunk_check.cuh"
+#include "kernels/device/code_words.cuh"
+#include "kernels/device/fault.cuh"
+#include "kernels/device/values.cuh"
+
+// Values, per token over GV channels. One warp makes all words of a tile of 16 tokens: lane (g, j)
+// reads the channels 32 * w + 4 * g + {0..3} of its four tokens q = 2 * r + h, 8 * r + 2 * j + h.
+namespace kvferry::kernels {
+
+template <codec::Raw16 kType, int kHeadDim, int kGroupChannels>
+struct ValueTask {
+  static constexpr int kGroups32 = kHeadDim / 32;        // w
+  static constexpr int kPerGroup = kGroupChannels / 32;  // w of one group
+  static constexpr int kGroups = kHeadDim / kGroupChannels;
+  static constexpr int kItems = 4 * kGroups;  // (q, group) that the eight lanes of one j share out
+  // Halved as long as that goes evenly: what a lane computes scales for.
+  static constexpr int kAfter16 = kItems / 2;
+  static constexpr int kAfter8 = kAfter16 % 2 == 0 ? kAfter16 / 2 : kAfter16;
+  static constexpr int kOwn = kAfter8 % 2 == 0 ? kAfter8 / 2 : kAfter8;
+  static_assert(kAfter16 % 2 == 0, "two of three steps always halve");
+
+  Rows rows;  // of V
+  int tile;
+  int lane;
+  std::uint32_t* words;   // of the block's V codes
+  std::uint16_t* scales;  // [head_dim / GV, 64]
+  std::uint16_t* mins;
+  FaultSink faults;  // of this head's V
+
+  static __device__ __forceinline__ int token(int tile, int lane, int q) {
+    return 16 * tile + 8 * (q / 2) + 2 * (lane % 4) + q % 2;
+  }
+
+  // Names the values of 16 tokens that are not finite. Rare: reads them again.
+  __device__ __forceinline__ void report() const {
+#pragma unroll 1
+    for (int q = 0; q < 4; ++q) {
+      const int at_token = token(tile, lane, q);
+#pragma unroll 1
+      for (int c = 0; c < kHeadDim / 8; ++c) {
+        const int channel = 32 * (c / 4) + 4 * (lane / 4) + c % 4;
+        const std::uint32_t value = rows.at(at_token)[channel];
+        if ((value & Pair<kType>::kInfinity) != Pair<kType>::kInfinity) continue;
+        faults.value(at_token, channel);
+      }
+    }
+  }
+
+  // (min, -max) of item `i` = q * kGroups + group over this lane's channels.
+  __device__ __forceinline__ std::uint32_t extremes(const uint2 (&x)[kGroups32][4], int i) const {
+    using P = Pair<kType>;
+    const int q = i / kGroups, begin = i % kGroups * kPerGroup;
+    std::uint32_t low = P::min(x[begin][q].x, x[begin][q].y);
+    std::uint32_t high = P::max(x[begin][q].x, x[begin][q].y);
+#pragma unroll
+    for (int w = 1; w < kPerGroup; ++w) {
+      low = P::min(low, P::min(x[begin + w][q].x, x[begin + w][q].y));
+      high = P::max(high, P::max(x[begin + w][q].x, x[begin + w][q].y));
+    }
+    high ^= 0x80008000u;
+    return P::min(low_halves(low, high), high_halves(low, high));
+  }
+
+  // One step of sharing out: lanes that differ in `bit` merge, and each keeps half where kHalve.
+  template <int kCount, bool kHalve>
+  __device__ __forceinline__ void merge(std::uint32_t (&p)[kItems], int bit) const {
+    using P = Pair<kType>;
+    const bool upper = (lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < (kHalve ? kCount / 2 : kCount); ++i) {
+      const std::uint32_t keep = kHalve && upper ? p[i + kCount / 2] : p[i];
+      const std::uint32_t send = kHalve && !upper ? p[i + kCount / 2] : p[i];
+      p[i] = P::min(keep, __shfl_xor_sync(kAllLanes, send, bit));
+    }
+  }
+  static constexpr bool kHalve8 = kAfter8 != kAfter16, kHalve4 = kOwn != kAfter8;
+
+  // The first item that lane group g owns.
+  static __device__ __forceinline__ int first_item(int g) {
+    return (g / 4) * kAfter16 + (kHalve8 ? g / 2 % 2 * kAfter8 : 0) + (kHalve4 ? g % 2 * kOwn : 0);
+  }
+  // The lane group that owns item i, and where in it.
+  static constexpr int owner(int i) {
+    const int in16 = i % kAfter16, in8 = in16 % kAfter8;
+    return i / kAfter16 * 4 + (kHalve8 ? in16 / kAfter8 * 2 : 0) + (kHalve4 ? in8 / kOwn : 0);
+  }
+  static constexpr int slot(int i) { return i % kAfter16 % kAfter8 % kOwn; }
+
+  template <int kBits>
+  __device__ __forceinline__ void scale(const uint2 (&x)[kGroups32][4], float (&min_value)[kOwn],
+                                        float (&inverse)[kOwn]) const {
+    using P = Pair<kType>;
+    constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
+    std::uint32_t p[kItems];
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) p[i] = extremes(x, i);
+    merge<kItems, true>(p, 16);
+    merge<kAfter16, kHalve8>(p, 8);
+    merge<kAfter8, kHalve4>(p, 4);
+    bool broken = false;
+    const bool writes = kHalve4 || (lane & 4) == 0;
+#pragma unroll
+    for (int k = 0; k < kOwn; ++k) {
+      const int item = first_item(lane / 4) + k;
+      const float lowest = P::low(p[k]), highest = -P::high(p[k]);
+      const GroupScale group = make_group_scale(lowest, highest, kLevels);
+      min_value[k] = group.min_value;
+      inverse[k] = group.inverse;
+      broken |= !(isfinite(lowest) && isfinite(highest));
+      if (!writes) continue;
+      const int at_token = token(tile, lane, item / kGroups);
+      const int at = item % kGroups * format::kTokens + format::VScalePosition(at_token);
+      scales[at] = group.scale;
+      mins[at] = group.min;
+      if (!group.fits) faults.scale(at_token, 0);
+    }
+    if (__any_sync(kAllLanes, broken)) report();
+  }
+
+  // Codes of group w of 32 channels, as group kGroup of their words.
+  template <int kBits, int kGroup>
+  __device__ __forceinline__ void add_group(const uint2 (&x)[4], const float (&min_value)[4],
+                                            const float (&inverse)[4],
+                                            CodeWords<kBits>& out) const {
+    using P = Pair<kType>;
+    constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const std::uint32_t pairs[2] = {x[q].x, x[q].y};
+#pragma unroll
+      for (int f = 0; f < 4; ++f) {
+        const float value = f % 2 == 0 ? P::low(pairs[f / 2]) : P::high(pairs[f / 2]);
+        out.add(CodeWords<kBits>::place(kGroup, f, q % 2, q / 2),
+                biased_code(value, min_value[q], inverse[q], kLevels));
+      }
+    }
+  }
+
+  // Min and inverse scale of the four tokens in w's group, from the lanes that have them.
+  __device__ __forceinline__ void fetch(const float (&own_min)[kOwn],
+                                        const float (&own_inverse)[kOwn], int w,
+                                        float (&min_value)[4], float (&inverse)[4]) const {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int item = q * kGroups + w / kPerGroup;
+      const int from = 4 * owner(item) + lane % 4;
+      min_value[q] = __shfl_sync(kAllLanes, own_min[slot(item)], from);
+      inverse[q] = __shfl_sync(kAllLanes, own_inverse[slot(item)], from);
+    }
+  }
+
+  // The region has kStreams streams of kCount words per lane and tile.
+  template <int kCount>
+  __device__ __forceinline__ void store(const std::uint32_t (&n)[kCount], int base) const {
+    constexpr int kRun = format::internal::Gcd4(kCount);
+#pragma unroll
+    for (int i = 0; i < kCount; i += kRun) {
+      std::uint32_t* to = words + base + format::internal::VWord(kCount, i, lane, tile);
+      if constexpr (kRun == 4) {
+        *reinterpret_cast<uint4*>(to) = make_uint4(n[i], n[i + 1], n[i + 2], n[i + 3]);
+      } else if constexpr (kRun == 2) {
+        *reinterpret_cast<uint2*>(to) = make_uint2(n[i], n[i + 1]);
+      } else {
+        *to = n[i];
+      }
+    }
+  }
+
+  template <int kBits>
+  __device__ __forceinline__ void quantize() const {
+    uint2 x[kGroups32][4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const std::uint16_t* row = rows.at(token(tile, lane, q)) + 4 * (lane / 4);
+#pragma unroll
+      for (int w = 0; w < kGroups32; ++w) x[w][q] = load_once8(row + 32 * w);
+    }
+    float own_min[kOwn], own_inverse[kOwn];
+    scale<kBits>(x, own_min, own_inverse);
+    using Words = CodeWords<kBits>;
+    constexpr int kStreams = kBits == 3 ? 3 : 1;
+    constexpr int kCount = Words::kShared ? kHeadDim / 64 : kGroups32 * Words::kWords;
+    std::uint32_t out[kStreams][kCount];
+    float min_value[4], inverse[4];
+#pragma unroll
+    for (int w = 0; w < kGroups32 / Words::kGroups * Words::kGroups; w += Words::kGroups) {
+      Words made;
+      if (w % kPerGroup == 0) fetch(own_min, own_inverse, w, min_value, inverse);
+      add_group<kBits, 0>(x[w], min_value, inverse, made);
+      if constexpr (Words::kShared) {
+        if ((w + 1) % kPerGroup == 0) fetch(own_min, own_inverse, w + 1, min_value, inverse);
+        add_group<kBits, 1>(x[w + 1], min_value, inverse, made);
+      }
+      made.template finish<0, Words::kGroups>();
+#pragma unroll
+      for (int i = 0; i < Words::kWords; ++i) {
+        if constexpr (Words::kShared) {
+          out[i][w / 2] = made.word[i];
+        } else {
+          out[0][w * Words::kWords + i] = made.word[i];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kStreams; ++i) store<kCount>(out[i], i * 2 * kHeadDim);
+    if constexpr (Words::kShared && kGroups32 % 2 != 0) {
+      fetch(own_min, own_inverse, kGroups32 - 1, min_value, inverse);
+      quantize_odd_group<kBits>(x[kGroups32 - 1], min_value, inverse);
+    }
+  }
+
+  // The last 32 channels of a head of 96: two lanes that differ in g % 2 fill one word.
+  template <int kBits>
+  __device__ __forceinline__ void quantize_odd_group(const uint2 (&x)[4],
+                                                     const float (&min_value)[4],
+                                                     const float (&inverse)[4]) const {
+    CodeWords<kBits> first, second;
+    add_group<kBits, 0>(x, min_value, inverse, first);
+    add_group<kBits, 1>(x, min_value, inverse, second);
+    first.template finish<0, 1>();
+    second.template finish<1, 1>();
+    const int at =
+        kGroups32 / 2 * format::kPlaneWords + (lane / 8 * 4 + lane % 4) * format::kSlots + tile;
+#pragma unroll
+    for (int i = 0; i < CodeWords<kBits>::kWords; ++i) {
+      const std::uint32_t mine = (lane & 4) != 0 ? second.word[i] : first.word[i];
+      const std::uint32_t both = mine | __shfl_xor_sync(kAllLanes, mine, 4);
+      if ((lane & 4) == 0) words[at + i * 2 * kHeadDim] = both;
+    }
+  }
+};
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,110 @@
+#include <cstdint>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/status.h"
+#include "kernels/quantize_block.h"
+#include "kernels/quantize_variants.h"
+#include "kvcodec/format.h"
+
+namespace kvferry::kernels {
+namespace {
+
+using codec::BlockKind;
+
+constexpr int kMaxItems = 65535;  // of one grid
+
+QuantizeVariant FindVariant(const QuantizeParams& params) {
+  switch (params.kind) {
+    case BlockKind::kRaw16:
+      return FindRaw16Variant(params.type, params.head_dim);
+    case BlockKind::kInt8:
+      return FindInt8Variant(params.type, params.head_dim);
+    case BlockKind::kScalar:
+      break;
+  }
+  if (!codec::format::IsBits(params.max_bits)) return {};
+  if (params.k_group_tokens != 32 && params.k_group_tokens != 64) return {};
+  switch (params.head_dim) {
+    case 64:
+      return FindScalarVariant<64>(params.type, params.v_group_channels);
+    case 96:
+      return FindScalarVariant<96>(params.type, params.v_group_channels);
+    case 128:
+      return FindScalarVariant<128>(params.type, params.v_group_channels);
+    case 256:
+      return FindScalarVariant<256>(params.type, params.v_group_channels);
+    default:
+      return {};
+  }
+}
+
+// Where a CTA puts its block together.
+int SharedBytes(const QuantizeParams& params) {
+  if (params.kind == BlockKind::kRaw16) return 0;
+  if (params.kind == BlockKind::kInt8) return codec::format::Int8Block(params.head_dim).bytes;
+  return codec::format::ScalarBlock(params.head_dim, params.max_bits, params.max_bits,
+                                    params.k_group_tokens, params.v_group_channels)
+      .bytes;
+}
+
+absl::Status Check(const QuantizeParams& params) {
+  const auto invalid = [](const auto&... what) {
+    return absl::InvalidArgumentError(absl::StrCat("quantize_block: ", what...));
+  };
+  if (params.max_items < 0 || params.max_items > kMaxItems) {
+    return invalid(params.max_items, " items; one launch takes at most ", kMaxItems);
+  }
+  if (params.kv_heads <= 0 || params.kv_heads >= kFaultHeads) {
+    return invalid(params.kv_heads, " KV heads; at most ", kFaultHeads - 1);
+  }
+  if (params.items == nullptr || params.first_fault == nullptr) {
+    return invalid("items or first_fault is null");
+  }
+  if (reinterpret_cast<std::uintptr_t>(params.items) % alignof(QuantizeItem) != 0) {
+    return invalid("items are not aligned to ", alignof(QuantizeItem), " bytes");
+  }
+  if ((params.residues == nullptr) != (params.tables == nullptr)) {
+    return invalid("residues and tables go together");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
+  if (const absl::Status status = Check(params); !status.ok()) return status;
+  const QuantizeVariant variant = FindVariant(params);
+  if (variant.kernel == nullptr) {
+    return absl::UnimplementedError(absl::StrCat(
+        "quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ", params.head_dim,
+        ", bits ", params.max_bits, ", GK ", params.k_group_tokens, ", GV ",
+        params.v_group_channels,
+        " is not compiled. There are raw16 and int8 at head_dim 64, 96, 128, 256, and scalar with "
+        "bits 1, 2, 3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim"));
+  }
+  if (params.max_items == 0) return absl::OkStatus();
+  const dim3 grid(params.kv_heads, params.max_items);
+  variant.kernel<<<grid, variant.threads, SharedBytes(params), stream.get()>>>(params);
+  return LaunchStatus("quantize_block");
+}
+
+absl::Status FaultStatus(std::uint64_t first_fault, std::span<const codec::BlockOrigin> origins) {
+  if (first_fault == kNoFault) return absl::OkStatus();
+  const Fault fault = FaultOf(first_fault);
+  if (fault.item >= origins.size()) {
+    return absl::InternalError(
+        absl::StrCat("quantize_block: a fault in item ", fault.item, " of ", origins.size()));
+  }
+  const codec::BlockOrigin& origin = origins[fault.item];
+  std::string where = absl::StrCat("layer ", origin.layer, ", head ",
+                                   origin.kv_head_begin + fault.head, ", ", fault.is_v ? "V" : "K");
+  if (fault.is_v || !fault.is_scale) {
+    absl::StrAppend(&where, ", token ", origin.token_begin + fault.token);
+  }
+  if (!fault.is_v || !fault.is_scale) absl::StrAppend(&where, ", channel ", fault.channel);
+  return absl::InvalidArgumentError(absl::StrCat(
+      "gpu quantize: ", where,
+      fault.is_scale ? ": the scale or min is outside fp16" : ": the value is NaN or infinite"));
+}
+
+}  // namespace kvferry::kernels

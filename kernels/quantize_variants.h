@@ -1,0 +1,24 @@
+#pragma once
+
+#include "kernels/quantize_block.h"
+
+// The compiled kernels of quantize_block and flush_window, one file per head size. Bits and GK are
+// runtime parameters of each.
+namespace kvferry::kernels {
+
+struct QuantizeVariant {
+  void (*kernel)(QuantizeParams) = nullptr;  // null: not compiled
+  int threads = 0;
+};
+
+template <int kHeadDim>
+QuantizeVariant FindScalarVariant(codec::Raw16 type, int v_group_channels);
+extern template QuantizeVariant FindScalarVariant<64>(codec::Raw16, int);
+extern template QuantizeVariant FindScalarVariant<96>(codec::Raw16, int);
+extern template QuantizeVariant FindScalarVariant<128>(codec::Raw16, int);
+extern template QuantizeVariant FindScalarVariant<256>(codec::Raw16, int);
+
+QuantizeVariant FindInt8Variant(codec::Raw16 type, int head_dim);
+QuantizeVariant FindRaw16Variant(codec::Raw16 type, int head_dim);
+
+}  // namespace kvferry::kernels

@@ -47,6 +47,17 @@ int SharedBytes(const QuantizeParams& params) {
       .bytes;
 }
 
+// As many as run at a time. Items behind a count of the device are not to be looked at.
+unsigned BlocksAhead(const QuantizeParams& params, const QuantizeVariant& variant) {
+  int device = 0, multiprocessors = 0;
+  if (params.item_count != nullptr || cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
+          cudaSuccess) {
+    return 0;
+  }
+  return static_cast<unsigned>(multiprocessors * variant.ctas_per_sm);
+}
+
 absl::Status Check(const QuantizeParams& params) {
   const auto invalid = [](const auto&... what) {
     return absl::InvalidArgumentError(absl::StrCat("quantize_block: ", what...));
@@ -84,7 +95,9 @@ absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
   }
   if (params.max_items == 0) return absl::OkStatus();
   const dim3 grid(params.kv_heads, params.max_items);
-  variant.kernel<<<grid, variant.threads, SharedBytes(params), stream.get()>>>(params);
+  QuantizeParams with_ahead = params;
+  with_ahead.blocks_ahead = BlocksAhead(params, variant);
+  variant.kernel<<<grid, variant.threads, SharedBytes(params), stream.get()>>>(with_ahead);
   return LaunchStatus("quantize_block");
 }
 

@@ -33,6 +33,7 @@ struct QuantizeParams {
   // are added (XOR). The caller zeroes them before and gives them to FinishChunkCheck after.
   std::uint32_t* residues = nullptr;
   const CheckTables* tables = nullptr;  // of this device, with residues
+  unsigned blocks_ahead = 0;            // set by the launch: what a CTA fetches for a later one
 };
 
 // Asynchronous on `stream`; captured by CUDA graphs. The pages of a fault are unspecified; the

@@ -17,7 +17,7 @@ struct alignas(16) QuantizeItem {
   const std::uint16_t* v = nullptr;
   std::byte* page = nullptr;
   std::int64_t head_stride = 0;
-  std::int64_t token_stride = 0;
+  std::int64_t token_stride = 0;  // below 2^31
   std::int32_t first_row = 0;
   std::int32_t ring_rows = 0;
   std::uint8_t k_bits = 0;  // of kScalar pages: a codec may have other bits in some layers

@@ -9,6 +9,7 @@ namespace kvferry::kernels {
 struct QuantizeVariant {
   void (*kernel)(QuantizeParams) = nullptr;  // null: not compiled
   int threads = 0;
+  int ctas_per_sm = 0;  // that fetch ahead; 0: they do not
 };
 
 template <int kHeadDim>

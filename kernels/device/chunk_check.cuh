@@ -17,6 +17,33 @@ __device__ __forceinline__ void bit_mma(int (&count)[4], const uint4& a, std::ui
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
+// A residue after which `units` times 16 bytes follow, the same in all lanes.
+__device__ __forceinline__ std::uint32_t place(const CheckTables* tables, std::uint32_t residue,
+                                               std::uint32_t units, int lane) {
+  for (int digit = 0; units != 0; ++digit, units >>= 4) {
+    if ((units & 15u) == 0) continue;
+    const std::uint32_t mask = __ldg(&tables->place[digit][units & 15u][lane]);
+    residue = __ballot_sync(kAllLanes, (__popc(residue & mask) & 1) != 0);
+  }
+  return residue;
+}
+
+// Adds what the warps of a CTA have summed up, after which `units` units follow, to a chunk's word.
+template <int kWarps>
+__device__ __forceinline__ void add_residues(const CheckTables* tables, std::uint32_t residue,
+                                             std::uint32_t units, std::uint32_t* chunk) {
+  __shared__ std::uint32_t sums[kWarps];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane == 0) sums[warp] = residue;
+  __syncthreads();
+  if (warp != 0) return;
+  std::uint32_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) sum ^= sums[i];
+  sum = place(tables, sum, units, lane);
+  if (lane == 0) atomicXor(chunk, sum);
+}
+
 // Bit counts of a run of up to kCheckRunSlabs slabs.
 struct RunCheck {
   int count[2][4] = {};
@@ -43,13 +70,7 @@ struct RunCheck {
     for (int i = 0; i < 8; ++i) {
       bits ^= __ballot_sync(kAllLanes, (count[i / 4][i % 4] & 1) != 0) & masks[i];
     }
-    std::uint32_t value = __ballot_sync(kAllLanes, (__popc(bits) & 1) != 0);
-    for (int digit = 0; units != 0; ++digit, units >>= 4) {
-      if ((units & 15u) == 0) continue;
-      const std::uint32_t mask = __ldg(&tables->place[digit][units & 15u][lane]);
-      value = __ballot_sync(kAllLanes, (__popc(value & mask) & 1) != 0);
-    }
-    return value;
+    return place(tables, __ballot_sync(kAllLanes, (__popc(bits) & 1) != 0), units, lane);
   }
 };
 

@@ -22,14 +22,14 @@ struct FaultSink {
 // The 64 rows of one side of one head, in a ring or not.
 struct Rows {
   const std::uint16_t* values;
-  std::int64_t stride;  // elements
+  int stride;  // elements
   int first_row;
   int ring_rows;  // 0: not a ring
 
   __device__ __forceinline__ const std::uint16_t* at(int token) const {
     int row = first_row + token;
     if (ring_rows != 0 && row >= ring_rows) row -= ring_rows;
-    return values + row * stride;
+    return values + std::int64_t{row} * stride;
   }
 };
 

@@ -14,6 +14,11 @@ struct GroupScale {
   float min_value = 0;
   float inverse = 0;  // 0 when the scale is 0: every code is then 0
   bool fits = false;  // false: not finite, or outside fp16
+
+  // Codes can only come out above the greatest where the rounding of the scale to fp16 is coarse: a
+  // normal scale is at most 2^-11 of itself too small, which 255 steps turn into an eighth of a
+  // step.
+  __device__ __forceinline__ bool needs_clamp() const { return scale < 0x0400u && scale != 0; }
 };
 
 __device__ __forceinline__ bool half_is_finite(std::uint16_t half) {
@@ -43,9 +48,11 @@ inline constexpr std::uint32_t kRounderBits = 0x4b400000u;
 
 // kRounderBits + the code. The rounded min is at most half the smallest scale above a value, so
 // that the product is at least -0.5, which rounds to 0: no clamp below.
+template <bool kClamp>
 __device__ __forceinline__ std::uint32_t biased_code(float value, float min_value, float inverse,
                                                      float levels) {
-  const float scaled = fminf(__fmul_rn(__fsub_rn(value, min_value), inverse), levels);
+  float scaled = __fmul_rn(__fsub_rn(value, min_value), inverse);
+  if constexpr (kClamp) scaled = fminf(scaled, levels);
   return __float_as_uint(__fadd_rn(scaled, kRounder));
 }
 

@@ -17,8 +17,8 @@ struct BlockTask {
   int head;
 
   __device__ __forceinline__ Rows rows(bool is_v) const {
-    return {(is_v ? item.v : item.k) + head * item.head_stride, item.token_stride, item.first_row,
-            item.ring_rows};
+    return {(is_v ? item.v : item.k) + head * item.head_stride, static_cast<int>(item.token_stride),
+            item.first_row, item.ring_rows};
   }
   __device__ __forceinline__ FaultSink faults(const QuantizeParams& params, bool is_v) const {
     return {reinterpret_cast<unsigned long long*>(params.first_fault),
@@ -50,6 +50,25 @@ struct QuantizeShape {
   static constexpr int kCtasPerSm = kHeadDim == 256 ? 1 : 3;
 };
 
+// Brings the values of a block that a later CTA will make into the L2, so that memory is busy while
+// this one computes: about as many blocks ahead as run at a time.
+template <int kHeadDim>
+__device__ __forceinline__ void prefetch_later(const QuantizeParams& params) {
+  constexpr int kRowBytes = 2 * kHeadDim, kLine = 128;
+  const unsigned later = blockIdx.y * gridDim.x + blockIdx.x + params.blocks_ahead;
+  const unsigned at_item = later / gridDim.x;
+  if (params.blocks_ahead == 0 || at_item >= gridDim.y) return;
+  BlockTask task;
+  task.item = params.items[at_item];
+  task.head = static_cast<int>(later % gridDim.x);
+  constexpr int kLines = (kRowBytes + kLine - 1) / kLine;
+  for (int i = threadIdx.x; i < 2 * format::kTokens * kLines; i += blockDim.x) {
+    const bool is_v = i >= format::kTokens * kLines;
+    const int token = i / kLines % format::kTokens;
+    prefetch_l2(reinterpret_cast<const std::byte*>(task.rows(is_v).at(token)) + i % kLines * kLine);
+  }
+}
+
 template <codec::Raw16 kType, int kHeadDim, int kGroupChannels>
 __global__ void __launch_bounds__(QuantizeShape<kHeadDim>::kThreads,
                                   QuantizeShape<kHeadDim>::kCtasPerSm)
@@ -57,6 +76,7 @@ __global__ void __launch_bounds__(QuantizeShape<kHeadDim>::kThreads,
   using Shape = QuantizeShape<kHeadDim>;
   BlockTask task;
   if (!load_task(params, task)) return;
+  prefetch_later<kHeadDim>(params);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int k_bits = task.item.k_bits, v_bits = task.item.v_bits;
   const format::ScalarLayout at =

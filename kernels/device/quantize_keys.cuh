@@ -39,6 +39,12 @@ __device__ __forceinline__ void reduce_channels(const std::uint32_t (&low)[4],
   highest = P::high(P::max(mine, other));
 }
 
+// What a lane needs to know of the 8 channels that it reads.
+struct RowScales {
+  float min_value[8], inverse[8];
+  bool needs_clamp;  // of the channel that this lane has computed
+};
+
 template <codec::Raw16 kType, int kHeadDim>
 struct KeyTask {
   Rows rows;  // of K
@@ -75,9 +81,10 @@ struct KeyTask {
   }
 
   // Codes of kTiles tiles that share scales, as group kGroup of their words.
-  template <int kBits, int kGroup, int kTiles>
-  __device__ __forceinline__ void pack(const uint4* x, const float (&min_value)[8],
-                                       const float (&inverse)[8], CodeWords<kBits>* tiles) const {
+  template <int kBits, int kGroup, int kTiles, bool kClamp>
+  __device__ __forceinline__ void pack_codes(const uint4* x, const float (&min_value)[8],
+                                             const float (&inverse)[8],
+                                             CodeWords<kBits>* tiles) const {
     using P = Pair<kType>;
     constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
 #pragma unroll
@@ -88,13 +95,24 @@ struct KeyTask {
         const std::uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (int f = 0; f < 4; ++f) {
-          tiles[t].add(CodeWords<kBits>::place(kGroup, f, 0, r),
-                       biased_code(P::low(pairs[f]), min_value[2 * f], inverse[2 * f], kLevels));
           tiles[t].add(
-              CodeWords<kBits>::place(kGroup, f, 1, r),
-              biased_code(P::high(pairs[f]), min_value[2 * f + 1], inverse[2 * f + 1], kLevels));
+              CodeWords<kBits>::place(kGroup, f, 0, r),
+              biased_code<kClamp>(P::low(pairs[f]), min_value[2 * f], inverse[2 * f], kLevels));
+          tiles[t].add(CodeWords<kBits>::place(kGroup, f, 1, r),
+                       biased_code<kClamp>(P::high(pairs[f]), min_value[2 * f + 1],
+                                           inverse[2 * f + 1], kLevels));
         }
       }
+    }
+  }
+
+  template <int kBits, int kGroup, int kTiles>
+  __device__ __forceinline__ void pack(const uint4* x, const RowScales& row,
+                                       CodeWords<kBits>* tiles) const {
+    if (__any_sync(kAllLanes, row.needs_clamp)) {
+      pack_codes<kBits, kGroup, kTiles, true>(x, row.min_value, row.inverse, tiles);
+    } else {
+      pack_codes<kBits, kGroup, kTiles, false>(x, row.min_value, row.inverse, tiles);
     }
   }
 
@@ -102,8 +120,7 @@ struct KeyTask {
   // them.
   template <int kBits>
   __device__ __forceinline__ bool scale_row(int at_w, int row, const std::uint32_t (&low)[4],
-                                            const std::uint32_t (&high)[4], float (&min_value)[8],
-                                            float (&inverse)[8]) const {
+                                            const std::uint32_t (&high)[4], RowScales& out) const {
     constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
     float lowest, highest;
     reduce_channels<kType>(low, high, lane, lowest, highest);
@@ -112,10 +129,11 @@ struct KeyTask {
     scales[row * kHeadDim + channel] = group.scale;
     mins[row * kHeadDim + channel] = group.min;
     if (!group.fits) faults.scale(row * group_tokens, channel);
+    out.needs_clamp = group.needs_clamp();
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      min_value[i] = __shfl_sync(kAllLanes, group.min_value, 4 * i + lane % 4);
-      inverse[i] = __shfl_sync(kAllLanes, group.inverse, 4 * i + lane % 4);
+      out.min_value[i] = __shfl_sync(kAllLanes, group.min_value, 4 * i + lane % 4);
+      out.inverse[i] = __shfl_sync(kAllLanes, group.inverse, 4 * i + lane % 4);
     }
     return !(isfinite(lowest) && isfinite(highest));
   }
@@ -138,7 +156,7 @@ struct KeyTask {
       high[row][2] = P::max(P::max(v[0].z, v[1].z), P::max(v[2].z, v[3].z));
       high[row][3] = P::max(P::max(v[0].w, v[1].w), P::max(v[2].w, v[3].w));
     }
-    float min_value[8], inverse[8];
+    RowScales scale;
     bool broken = false;
     if (group_tokens == format::kTokens) {
 #pragma unroll
@@ -146,13 +164,13 @@ struct KeyTask {
         low[0][i] = P::min(low[0][i], low[1][i]);
         high[0][i] = P::max(high[0][i], high[1][i]);
       }
-      broken = scale_row<kBits>(at_w, 0, low[0], high[0], min_value, inverse);
-      pack<kBits, kGroup, 4>(x, min_value, inverse, tiles);
+      broken = scale_row<kBits>(at_w, 0, low[0], high[0], scale);
+      pack<kBits, kGroup, 4>(x, scale, tiles);
     } else {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        broken |= scale_row<kBits>(at_w, row, low[row], high[row], min_value, inverse);
-        pack<kBits, kGroup, 2>(x + 4 * row, min_value, inverse, tiles + 2 * row);
+        broken |= scale_row<kBits>(at_w, row, low[row], high[row], scale);
+        pack<kBits, kGroup, 2>(x + 4 * row, scale, tiles + 2 * row);
       }
     }
     if (__any_sync(kAllLanes, broken)) report(at_w);

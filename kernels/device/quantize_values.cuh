@@ -90,8 +90,9 @@ struct ValueTask {
   }
   static constexpr int slot(int i) { return i % kAfter16 % kAfter8 % kOwn; }
 
+  // Returns whether any code of the tile needs a clamp.
   template <int kBits>
-  __device__ __forceinline__ void scale(const uint2 (&x)[kGroups32][4], float (&min_value)[kOwn],
+  __device__ __forceinline__ bool scale(const uint2 (&x)[kGroups32][4], float (&min_value)[kOwn],
                                         float (&inverse)[kOwn]) const {
     using P = Pair<kType>;
     constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
@@ -101,7 +102,7 @@ struct ValueTask {
     merge<kItems, true>(p, 16);
     merge<kAfter16, kHalve8>(p, 8);
     merge<kAfter8, kHalve4>(p, 4);
-    bool broken = false;
+    bool broken = false, clamp = false;
     const bool writes = kHalve4 || (lane & 4) == 0;
 #pragma unroll
     for (int k = 0; k < kOwn; ++k) {
@@ -110,6 +111,7 @@ struct ValueTask {
       const GroupScale group = make_group_scale(lowest, highest, kLevels);
       min_value[k] = group.min_value;
       inverse[k] = group.inverse;
+      clamp |= group.needs_clamp();
       broken |= !(isfinite(lowest) && isfinite(highest));
       if (!writes) continue;
       const int at_token = token(tile, lane, item / kGroups);
@@ -119,10 +121,11 @@ struct ValueTask {
       if (!group.fits) faults.scale(at_token, 0);
     }
     if (__any_sync(kAllLanes, broken)) report();
+    return __any_sync(kAllLanes, clamp);
   }
 
   // Codes of group w of 32 channels, as group kGroup of their words.
-  template <int kBits, int kGroup>
+  template <int kBits, int kGroup, bool kClamp>
   __device__ __forceinline__ void add_group(const uint2 (&x)[4], const float (&min_value)[4],
                                             const float (&inverse)[4],
                                             CodeWords<kBits>& out) const {
@@ -135,7 +138,7 @@ struct ValueTask {
       for (int f = 0; f < 4; ++f) {
         const float value = f % 2 == 0 ? P::low(pairs[f / 2]) : P::high(pairs[f / 2]);
         out.add(CodeWords<kBits>::place(kGroup, f, q % 2, q / 2),
-                biased_code(value, min_value[q], inverse[q], kLevels));
+                biased_code<kClamp>(value, min_value[q], inverse[q], kLevels));
       }
     }
   }
@@ -180,7 +183,16 @@ struct ValueTask {
       for (int w = 0; w < kGroups32; ++w) x[w][q] = load_once8(row + 32 * w);
     }
     float own_min[kOwn], own_inverse[kOwn];
-    scale<kBits>(x, own_min, own_inverse);
+    if (scale<kBits>(x, own_min, own_inverse)) {
+      pack<kBits, true>(x, own_min, own_inverse);
+    } else {
+      pack<kBits, false>(x, own_min, own_inverse);
+    }
+  }
+
+  template <int kBits, bool kClamp>
+  __device__ __forceinline__ void pack(const uint2 (&x)[kGroups32][4], const float (&own_min)[kOwn],
+                                       const float (&own_inverse)[kOwn]) const {
     using Words = CodeWords<kBits>;
     constexpr int kStreams = kBits == 3 ? 3 : 1;
     constexpr int kCount = Words::kShared ? kHeadDim / 64 : kGroups32 * Words::kWords;
@@ -190,10 +202,10 @@ struct ValueTask {
     for (int w = 0; w < kGroups32 / Words::kGroups * Words::kGroups; w += Words::kGroups) {
       Words made;
       if (w % kPerGroup == 0) fetch(own_min, own_inverse, w, min_value, inverse);
-      add_group<kBits, 0>(x[w], min_value, inverse, made);
+      add_group<kBits, 0, kClamp>(x[w], min_value, inverse, made);
       if constexpr (Words::kShared) {
         if ((w + 1) % kPerGroup == 0) fetch(own_min, own_inverse, w + 1, min_value, inverse);
-        add_group<kBits, 1>(x[w + 1], min_value, inverse, made);
+        add_group<kBits, 1, kClamp>(x[w + 1], min_value, inverse, made);
       }
       made.template finish<0, Words::kGroups>();
 #pragma unroll
@@ -209,18 +221,18 @@ struct ValueTask {
     for (int i = 0; i < kStreams; ++i) store<kCount>(out[i], i * 2 * kHeadDim);
     if constexpr (Words::kShared && kGroups32 % 2 != 0) {
       fetch(own_min, own_inverse, kGroups32 - 1, min_value, inverse);
-      quantize_odd_group<kBits>(x[kGroups32 - 1], min_value, inverse);
+      quantize_odd_group<kBits, kClamp>(x[kGroups32 - 1], min_value, inverse);
     }
   }
 
   // The last 32 channels of a head of 96: two lanes that differ in g % 2 fill one word.
-  template <int kBits>
+  template <int kBits, bool kClamp>
   __device__ __forceinline__ void quantize_odd_group(const uint2 (&x)[4],
                                                      const float (&min_value)[4],
                                                      const float (&inverse)[4]) const {
     CodeWords<kBits> first, second;
-    add_group<kBits, 0>(x, min_value, inverse, first);
-    add_group<kBits, 1>(x, min_value, inverse, second);
+    add_group<kBits, 0, kClamp>(x, min_value, inverse, first);
+    add_group<kBits, 1, kClamp>(x, min_value, inverse, second);
     first.template finish<0, 1>();
     second.template finish<1, 1>();
     const int at =

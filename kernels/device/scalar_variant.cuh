@@ -10,7 +10,7 @@ QuantizeVariant ScalarVariant(codec::Raw16 type) {
   return {type == codec::Raw16::kFp16
               ? quantize_scalar_kernel<codec::Raw16::kFp16, kHeadDim, kGroupChannels>
               : quantize_scalar_kernel<codec::Raw16::kBf16, kHeadDim, kGroupChannels>,
-          QuantizeShape<kHeadDim>::kThreads};
+          QuantizeShape<kHeadDim>::kThreads, QuantizeShape<kHeadDim>::kCtasPerSm};
 }
 
 template <int kHeadDim>

@@ -70,6 +70,9 @@ __device__ __forceinline__ uint4 load_once16(const void* from) {
                : "l"(from));
   return r;
 }
+__device__ __forceinline__ void prefetch_l2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
 __device__ __forceinline__ uint2 load_once8(const void* from) {
   uint2 r;
   asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"

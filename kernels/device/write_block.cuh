@@ -30,18 +30,10 @@ __device__ __forceinline__ void write_block(Load load, int bytes, std::byte* out
       if (tables != nullptr) check.add(tables, e, lane, piece);
     }
     if (tables != nullptr) {
-      sum ^= check.residue(tables, after_units + begin * (kCheckSlabBytes / kCheckUnitBytes), lane);
+      sum ^= check.residue(tables, begin * (kCheckSlabBytes / kCheckUnitBytes), lane);
     }
   }
-  if (tables == nullptr) return;
-  __shared__ std::uint32_t sums[kWarps];
-  if (lane == 0) sums[warp] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  sum = 0;
-#pragma unroll
-  for (int i = 0; i < kWarps; ++i) sum ^= sums[i];
-  atomicXor(residue, sum);
+  if (tables != nullptr) add_residues<kWarps>(tables, sum, after_units, residue);
 }
 
 }  // namespace kvferry::kernels

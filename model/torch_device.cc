@@ -6,9 +6,8 @@
 
 #include <cstdint>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
+#include "common/device_name.h"
 #include "common/status_macros.h"
 #include "model/torch_status.h"
 
@@ -29,24 +28,18 @@ absl::Status LoadCudaPart() {
 }  // namespace
 
 absl::StatusOr<TorchDevice> TorchDevice::Open(const std::string& name, void* stream) {
-  if (name == "cpu") return TorchDevice(c10::kCPU, std::nullopt);
-  absl::string_view number = name;
-  int ordinal = 0;
-  if (!absl::ConsumePrefix(&number, "cuda:") || !absl::SimpleAtoi(number, &ordinal) ||
-      ordinal < 0 || ordinal > 127) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("device is \"", name, "\"; allowed is \"cpu\" or \"cuda:N\""));
-  }
+  KVF_ASSIGN_OR_RETURN(const std::optional<int> ordinal, GpuOrdinal(name));
+  if (!ordinal.has_value()) return TorchDevice(c10::kCPU, std::nullopt);
   if (stream == nullptr) return absl::InvalidArgumentError(absl::StrCat(name, " without a stream"));
   KVF_RETURN_IF_ERROR(LoadCudaPart());
-  const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(ordinal));
+  const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(*ordinal));
   KVF_RETURN_IF_ERROR(CatchTorch(name.c_str(), [&]() -> absl::Status {
     if (!at::globalContext().hasCUDA()) {
       return absl::UnavailableError(absl::StrCat(name, ": LibTorch sees no GPU or no driver"));
     }
     at::globalContext().lazyInitDevice(c10::kCUDA);
     const int count = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
-    if (ordinal < count) return absl::OkStatus();
+    if (*ordinal < count) return absl::OkStatus();
     return absl::UnavailableError(absl::StrCat(name, ": this process sees ", count, " GPUs"));
   }));
   // c10_cuda takes the handle of a foreign stream as its id.

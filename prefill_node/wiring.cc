@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/config_loader.h"
+#include "common/device_name.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
@@ -22,6 +23,11 @@
 #include "rpc/registry_client.h"
 #include "rpc/server.h"
 #include "transport/ucx/ucx_transport.h"
+#if KVFERRY_CUDA
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
+#include "kernels/cuda_quantizer.h"
+#endif
 
 namespace kvferry::prefill {
 namespace {
@@ -60,22 +66,58 @@ v1::Fingerprint MakeFingerprint(const model::Model& model, const std::string& mo
   return fingerprint;
 }
 
-// The registered codecs that the backend has for every layer of this model.
-std::vector<std::string> CodecNames(const codec::Backend& backend,
+// The registered codecs that the quantizer has for every layer of this model.
+std::vector<std::string> CodecNames(const codec::Quantizer& quantizer,
                                     const model::ModelConfig& config) {
   std::vector<std::string> names;
   for (const codec::Codec& codec : codec::RegisteredCodecs()) {
     const absl::StatusOr<codec::BlockSpec> spec = codec.ForLayer(0, config.head_dim);
-    if (spec.ok() && backend.Supports(*spec).ok()) names.push_back(codec.name);
+    if (spec.ok() && quantizer.Supports(*spec).ok()) names.push_back(codec.name);
   }
   return names;
 }
 
-absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source) {
+// What computes and what quantizes, on one device.
+struct Device {
+#if KVFERRY_CUDA
+  std::unique_ptr<kernels::Stream> stream;  // of the model; the quantizer refers to it
+#endif
+  std::unique_ptr<codec::Quantizer> quantizer;
+  void* model_stream = nullptr;
+};
+
+// kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
+absl::StatusOr<Device> OpenDevice(const std::string& name) {
+  Device device;
+  KVF_ASSIGN_OR_RETURN(const std::optional<int> gpu, GpuOrdinal(name));
+  if (!gpu.has_value()) {
+    KVF_ASSIGN_OR_RETURN(device.quantizer, codec::CreateCpuBackend({.threads = 1}));
+    return device;
+  }
+#if KVFERRY_CUDA
+  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*gpu));
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(*gpu));
+  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
+  Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
+  device.model_stream = stream.get();
+  device.stream = std::make_unique<kernels::Stream>(std::move(stream));
+  KVF_ASSIGN_OR_RETURN(device.quantizer, kernels::CreateCudaQuantizer(*device.stream));
+  return device;
+#else
+  return absl::UnimplementedError(absl::StrCat(
+      "model.device is \"", name,
+      "\", but this program was built without CUDA; configure it with -DKVFERRY_CUDA=ON"));
+#endif
+}
+
+absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
+                                                        const Device& device) {
   return model::Model::Load({.path = source.path(),
                              .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
                                                                    : model::ComputeType::kFp32,
-                             .threads = static_cast<int>(source.threads())});
+                             .threads = static_cast<int>(source.threads()),
+                             .device = source.device(),
+                             .stream = device.model_stream});
 }
 
 // Members stand in the order in which they must outlive each other; Shutdown stops them in reverse.
@@ -134,10 +176,12 @@ class Node final : public PrefillNode {
     credentials_ = std::move(credentials);
     model_ = std::move(parts.model);
     if (model_ == nullptr) {
-      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model()));
+      KVF_ASSIGN_OR_RETURN(device_, OpenDevice(config_.model().device()));
+      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
+    } else {
+      KVF_ASSIGN_OR_RETURN(device_, OpenDevice("cpu"));  // where a model that is given computes
     }
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
-    KVF_ASSIGN_OR_RETURN(backend_, codec::CreateCpuBackend({.threads = 1}));
     SenderLimits limits;
     limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
     KVF_ASSIGN_OR_RETURN(
@@ -155,10 +199,10 @@ class Node final : public PrefillNode {
                                                         "\", but this machine gives \"",
                                                         data_plane_->label(), "\""));
     }
-    KVF_ASSIGN_OR_RETURN(engine_,
-                         Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
-                                         .max_queued_requests = config_.max_queued_requests()},
-                                        *model_, *backend_, *data_plane_, clock_, *metrics_));
+    KVF_ASSIGN_OR_RETURN(
+        engine_, Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
+                                 .max_queued_requests = config_.max_queued_requests()},
+                                *model_, *device_.quantizer, *data_plane_, clock_, *metrics_));
     handshaker_ = std::make_unique<Handshaker>(config_.worker().name(), fingerprint_, *credentials_,
                                                *data_plane_);
     return absl::OkStatus();
@@ -199,7 +243,8 @@ class Node final : public PrefillNode {
     join.set_control_address(worker.advertise_address().empty() ? address()
                                                                 : worker.advertise_address());
     *join.mutable_fingerprint() = fingerprint_;
-    for (std::string& name : CodecNames(*backend_, model_->config())) join.add_codecs(name);
+    for (std::string& name : CodecNames(*device_.quantizer, model_->config()))
+      join.add_codecs(name);
     join.set_max_context_tokens(model_->config().max_context_tokens);
     join.add_transports(data_plane_->label());
     rpc::RegistryClient::Callbacks callbacks;
@@ -253,8 +298,8 @@ class Node final : public PrefillNode {
   v1::Fingerprint fingerprint_;
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
+  Device device_;
   std::unique_ptr<model::Model> model_;
-  std::unique_ptr<codec::Backend> backend_;
   std::unique_ptr<DataPlane> data_plane_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Handshaker> handshaker_;

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "common/device_name.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "rpc/convert.h"
@@ -94,6 +95,10 @@ absl::Status CompleteModel(v1::ModelSource& model) {
   if (model.compute() != "fp32" && model.compute() != "bf16") {
     return OutOfRange("model.compute", absl::StrCat("\"", model.compute(), "\""),
                       "\"fp32\" or \"bf16\"");
+  }
+  if (model.device().empty()) model.set_device("cpu");
+  if (const absl::Status device = GpuOrdinal(model.device()).status(); !device.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("model.", device.message()));
   }
   return CheckRange("model.threads", model.threads(), 0, 1024);
 }

@@ -131,6 +131,7 @@ TEST(Config, EveryBadFieldIsNamed) {
   };
   const Bad cases[] = {
       {"model.path", [](auto& c) { c.mutable_model()->clear_path(); }},
+      {"model.device", [](auto& c) { c.mutable_model()->set_device("gpu"); }},
       {"model.compute", [](auto& c) { c.mutable_model()->set_compute("fp8"); }},
       {"model.threads", [](auto& c) { c.mutable_model()->set_threads(99999); }},
       {"chunk_tokens", [](auto& c) { c.set_chunk_tokens(100); }},

@@ -1,0 +1,130 @@
+#include "kernels/cuda_quantizer.h"
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "kernels/cuda/buffer.h"
+#include "tests/kernels/gpu_test.h"
+#include "tests/kvcodec/kv_samples.h"
+
+namespace kvferry::kernels {
+namespace {
+
+using codec::BlockSpec;
+using codec::kBlockTokens;
+using codec::KvSample;
+using codec::KvView;
+using codec::Raw16;
+
+// The quantizer of a prefill worker on a GPU against that of one on CPUs.
+class CudaQuantizerTest : public GpuTest {
+ protected:
+  void SetUp() override {
+    GpuTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    auto quantizer = CreateCudaQuantizer(stream());
+    ASSERT_TRUE(quantizer.ok()) << quantizer.status();
+    quantizer_ = *std::move(quantizer);
+    cpu_ = codec::MakeBackend(false);
+  }
+
+  // K and V in device memory when the stream is there, as a model leaves them.
+  KvView ToDevice(const KvSample& kv) {
+    const std::size_t bytes = kv.k.size() * 2;
+    memory_ = DeviceBuffer::Allocate(2 * bytes).value();
+    EXPECT_TRUE(CopyAsync(memory_.data(), kv.k.data(), bytes, stream()).ok());
+    EXPECT_TRUE(CopyAsync(memory_.data() + bytes, kv.v.data(), bytes, stream()).ok());
+    KvView view = kv.view;
+    view.k = memory_.as<std::uint16_t>();
+    view.v = view.k + kv.k.size();
+    view.ready = quantizer_->MarkReady();
+    return view;
+  }
+
+  DeviceBuffer memory_;
+  std::unique_ptr<codec::Quantizer> quantizer_;
+  std::unique_ptr<codec::Backend> cpu_;
+};
+
+TEST_F(CudaQuantizerTest, SmallPagesEqualTheCpus) {
+  for (const int bits : {2, 4}) {
+    for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
+      const BlockSpec spec = codec::ScalarSpec(64, bits, bits, 64, 64);
+      const KvSample kv = codec::MakeKv(3, 4 * kBlockTokens + 4, 64, type, 5);
+      const std::size_t bytes = 4 * codec::PageBytes(spec, 3);
+      codec::GuardedPage ours(bytes), expected(bytes);
+      const KvView view = ToDevice(kv).Tokens(4, 4 * kBlockTokens);
+      ASSERT_TRUE(quantizer_->QuantizePages(view, spec, {}, ours.span()).ok());
+      ASSERT_TRUE(
+          cpu_->QuantizePages(kv.view.Tokens(4, 4 * kBlockTokens), spec, {}, expected.span()).ok());
+      ours.Check();
+      EXPECT_EQ(std::memcmp(ours.data(), expected.data(), bytes), 0) << bits;
+    }
+  }
+}
+
+TEST_F(CudaQuantizerTest, SmallTokensAreCopied) {
+  const KvSample kv = codec::MakeKv(3, 70, 64, Raw16::kBf16, 6);
+  const KvView view = ToDevice(kv);
+  for (const auto& [begin, count] : {std::pair{0, 4}, {4, 66}, {7, 0}}) {
+    const std::size_t bytes = codec::Raw16Bytes(count, 3, 64);
+    codec::GuardedPage ours(bytes), expected(bytes);
+    ASSERT_TRUE(quantizer_->CopyTokens(view.Tokens(begin, count), ours.span()).ok());
+    ASSERT_TRUE(cpu_->CopyTokens(kv.view.Tokens(begin, count), expected.span()).ok());
+    ours.Check();
+    EXPECT_EQ(std::memcmp(ours.data(), expected.data(), bytes), 0) << count;
+  }
+}
+
+// The producer still fills half a gigabyte when the quantizer is asked for what comes after it.
+TEST_F(CudaQuantizerTest, WaitsForTheMarkOfTheView) {
+  const BlockSpec spec = codec::ScalarSpec(64, 4, 4, 64, 64);
+  auto ballast = DeviceBuffer::Allocate(std::size_t{512} << 20);
+  ASSERT_TRUE(ballast.ok()) << ballast.status();
+  std::vector<std::byte> expected(codec::PageBytes(spec, 2)), ours(expected.size());
+  for (int run = 0; run < 300; ++run) {  // more than there are marks
+    const KvSample kv = codec::MakeKv(2, kBlockTokens, 64, Raw16::kFp16, run);
+    if (run % 50 == 0) {
+      ASSERT_TRUE(FillAsync(ballast->data(), std::byte{1}, ballast->bytes(), stream()).ok());
+    }
+    const KvView view = ToDevice(kv);
+    ASSERT_TRUE(quantizer_->Quantize(view, spec, {}, ours).ok());
+    ASSERT_TRUE(cpu_->Quantize(kv.view, spec, {}, expected).ok());
+    ASSERT_EQ(ours, expected) << run;
+  }
+}
+
+TEST_F(CudaQuantizerTest, WhatCannotBeStoredIsNamedAsOnTheCpu) {
+  const BlockSpec spec = codec::ScalarSpec(64, 2, 2, 32, 32);
+  KvSample kv = codec::MakeKv(2, 3 * kBlockTokens, 64, Raw16::kFp16, 8);
+  kv.v[static_cast<std::size_t>(3 * kBlockTokens + 70) * 64 + 9] = 0x7e00;  // head 1, token 70
+  std::vector<std::byte> pages(3 * codec::PageBytes(spec, 2));
+  const codec::BlockOrigin origin{.layer = 7, .token_begin = 4};
+  const absl::Status status = quantizer_->QuantizePages(ToDevice(kv), spec, origin, pages);
+  kv.view.k = kv.k.data();
+  kv.view.v = kv.v.data();
+  EXPECT_EQ(status, cpu_->QuantizePages(kv.view, spec, origin, pages));
+  EXPECT_THAT(std::string(status.message()), testing::HasSubstr("layer 7, head 1"));
+  // And the next call is not harmed by it.
+  const KvSample good = codec::MakeKv(2, kBlockTokens, 64, Raw16::kFp16, 9);
+  EXPECT_TRUE(
+      quantizer_
+          ->Quantize(ToDevice(good), spec, {}, std::span(pages).first(codec::PageBytes(spec, 2)))
+          .ok());
+}
+
+TEST_F(CudaQuantizerTest, WrongShapesAreRefused) {
+  const BlockSpec spec = codec::ScalarSpec(64, 2, 2, 32, 32);
+  const KvSample kv = codec::MakeKv(1, kBlockTokens + 1, 64, Raw16::kFp16, 8);
+  const KvView view = ToDevice(kv);
+  std::vector<std::byte> page(codec::PageBytes(spec, 1));
+  EXPECT_FALSE(quantizer_->Quantize(view, spec, {}, page).ok());
+  EXPECT_FALSE(
+      quantizer_->QuantizePages(view.Tokens(0, 64), spec, {}, std::span(page).first(8)).ok());
+  EXPECT_FALSE(quantizer_->CopyTokens(view, page).ok());
+}
+
+}  // namespace
+}  // namespace kvferry::kernels

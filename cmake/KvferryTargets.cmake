@@ -6,7 +6,7 @@ add_library(kvferry_flags INTERFACE)
 target_compile_options(kvferry_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Werror;-Wno-missing-field-initializers;-ffp-contract=off>"
   # Host code of a .cu file; nvcc's own warnings are errors too. Device code says itself what is fused.
-  "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;--expt-relaxed-constexpr>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;--compress-mode=size;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers;--expt-relaxed-constexpr>")
 target_include_directories(kvferry_flags INTERFACE "${CMAKE_SOURCE_DIR}")
 if(KVFERRY_SANITIZE)
   target_compile_options(kvferry_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${KVFERRY_SANITIZE};-fno-omit-frame-pointer>")

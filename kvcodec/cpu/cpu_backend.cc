@@ -180,7 +180,7 @@ class CpuBackend final : public Backend {
   std::string name() const override { return absl::StrCat("cpu-", ops_.name()); }
 
   absl::Status Supports(const BlockSpec& spec) const override {
-    const absl::Status status = spec.Validate();
+    absl::Status status = spec.Validate();
     if (status.ok()) return status;
     return absl::UnimplementedError(
         absl::StrCat(name(), " has every valid block spec, but: ", status.message()));

@@ -1,7 +1,9 @@
+// The kernels around the compressed block on a GPU:
+//   gpu_test.sh --bench gpu_codec      in a bundle (scripts/bundle.sh), into its results/
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -20,6 +22,7 @@
 #include "kernels/cuda/status.h"
 #include "kernels/quantize_block.h"
 #include "kvcodec/codec.h"
+#include "kvcodec/half.h"
 
 // The kernels around the compressed block against a device-to-device copy of the same run: bytes
 // touched per second. Every launch of a graph works on other memory, more than three times the L2
@@ -35,7 +38,7 @@ constexpr std::uint32_t kChunkBytes = 8 << 20;
 
 struct Options {
   int replays = 60;
-  std::string output;
+  std::string out;
 };
 
 struct Quantiles {
@@ -99,12 +102,6 @@ class Graph {
   std::vector<double> samples_;
 };
 
-std::uint16_t Bf16(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 // Random K and V of one layer.
 struct Layer {
   DeviceBuffer k, v, out, items, residues, fault;
@@ -160,7 +157,7 @@ class Bench {
       std::mt19937 random(1);
       std::normal_distribution<float> normal;
       for (int i = 0; i < 8 << 20; ++i) {
-        values_.push_back(Bf16(normal(random) * (i % 16 == 3 ? 6.0f : 1.0f)));
+        values_.push_back(codec::Bf16FromFloat(normal(random) * (i % 16 == 3 ? 6.0f : 1.0f)));
       }
     }
     std::mt19937 random(seed);
@@ -353,11 +350,11 @@ absl::Status Main(Options options, int argc, char** argv) {
   KVF_ASSIGN_OR_RETURN(Stream stream, Stream::Create());
   KVF_ASSIGN_OR_RETURN(kernels::DeviceCheckTables tables,
                        kernels::DeviceCheckTables::Create(stream));
-  const std::string output = options.output;
+  const std::string out = options.out;
   Report report("gpu_codec", argc, argv);
   Bench bench(std::move(options), std::move(stream), std::move(tables), std::move(device));
   KVF_RETURN_IF_ERROR(bench.Run(report));
-  return report.Write(output);
+  return report.Write(out);
 }
 
 }  // namespace
@@ -367,7 +364,7 @@ int main(int argc, char** argv) {
   CLI::App app("Quantize, checksum and adopt on a GPU, against a device-to-device copy");
   kvferry::bench::Options options;
   app.add_option("--replays", options.replays, "Samples per row");
-  app.add_option("--output", options.output, "JSON file");
+  app.add_option("--out", options.out, "JSON file to write");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = kvferry::bench::Main(std::move(options), argc, argv);
   if (!status.ok()) std::cerr << status << '\n';

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <thread>
@@ -23,6 +24,12 @@ std::string FirstLineOf(const std::string& command) {
   const bool got = fgets(line.data(), line.size(), pipe) != nullptr;
   pclose(pipe);
   return got ? std::string(absl::StripSuffix(line.data(), "\n")) : "unknown";
+}
+
+// In a bundle there is no repository: its script says what the bundle was built from.
+std::string Commit() {
+  const char* given = std::getenv("KVFERRY_COMMIT");
+  return given != nullptr ? given : FirstLineOf("git rev-parse --short HEAD 2>/dev/null");
 }
 
 std::string CpuModel() {
@@ -56,7 +63,7 @@ Report::Report(std::string name, int argc, char** argv) {
   report_["bench"] = std::move(name);
   report_["command"] = command;
   report_["date"] = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
-  report_["commit"] = FirstLineOf("git rev-parse --short HEAD 2>/dev/null");
+  report_["commit"] = Commit();
   report_["machine"] = {{"cpu", CpuModel()},
                         {"cores", std::thread::hardware_concurrency()},
                         {"kernel", FirstLineOf("uname -r")}};

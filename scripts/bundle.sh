@@ -51,7 +51,7 @@ done >"$out/gpu_tests.txt"
 cp -r tests/golden "$out/tests/"
 cp scripts/gpu_test.sh "$out/"
 cp scripts/gpu_env.sh "$out/env.sh"
-git rev-parse HEAD >"$out/commit.txt"
+git rev-parse --short HEAD >"$out/commit.txt"
 [ -z "$(git status --porcelain)" ] || echo "with uncommitted changes" >>"$out/commit.txt"
 
 # What the programs load, without the host's own. UCX loads its modules by itself, from beside libucs: the wheel stays whole.

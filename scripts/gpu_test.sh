@@ -67,9 +67,11 @@ if [ -n "$run_sanitizer" ]; then
   done <gpu_tests.txt
 fi
 if [ -n "$run_bench" ]; then
+  KVFERRY_COMMIT=$(paste -sd' ' commit.txt) # for the reports: a bundle is no repository
+  export KVFERRY_COMMIT
   for bench in bin/gpu_*_bench; do
     name=$(basename "$bench")
-    [ -x "$bench" ] && wanted "$name" && test_one "$name" 500 "$bench" --out "$out/$name.json" --commit "$(head -1 commit.txt)"
+    [ -x "$bench" ] && wanted "$name" && test_one "$name" 500 "$bench" --out "$out/$name.json"
   done
 fi
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # clang-format and clang-tidy over our sources:
-#   scripts/lint.sh [FILE...]     without files: all of them (half an hour on two cores)
+#   scripts/lint.sh [FILE...]     without files: all of them, which takes long
 # clang-tidy reads a compilation database of its own, build/lint: gcc's precompiled headers are nothing for it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -16,4 +16,9 @@ void RestartWithEnvironment(const char* name, const char* value, char** argv) {
   Log(LogLevel::kWarning, "restart_failed", {{"setting", name}, {"why", std::strerror(errno)}});
 }
 
+void KeepOpenMpFromSpinning(char** argv) {
+  if (getenv("GOMP_SPINCOUNT") != nullptr || getenv("OMP_WAIT_POLICY") != nullptr) return;
+  RestartWithEnvironment("GOMP_SPINCOUNT", "2000", argv);
+}
+
 }  // namespace kvferry

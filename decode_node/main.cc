@@ -1,6 +1,4 @@
 // kvferry-decode: adopts compressed caches and generates on them.
-#include <cstdlib>
-
 #include "common/restart.h"
 #include "common/status_macros.h"
 #include "decode_node/config.h"
@@ -9,11 +7,7 @@
 
 int main(int argc, char** argv) {
   using namespace kvferry;
-  // LibTorch's OpenMP threads would spin for long after each product and take the cores from the
-  // threads that attend, quantize and ship. The runtime reads this before main.
-  if (std::getenv("GOMP_SPINCOUNT") == nullptr && std::getenv("OMP_WAIT_POLICY") == nullptr) {
-    RestartWithEnvironment("GOMP_SPINCOUNT", "2000", argv);
-  }
+  KeepOpenMpFromSpinning(argv);
   v1::DecodeConfig config;
   return rpc::RunProgram(
       {.name = "kvferry-decode",

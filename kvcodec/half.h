@@ -38,6 +38,13 @@ inline std::uint16_t HalfFromFloat(float value) {
       sign | (half + (rest > middle || (rest == middle && (half & 1u) != 0) ? 1 : 0)));
 }
 
+// Nearest, ties to even; a NaN stays one.
+inline std::uint16_t Bf16FromFloat(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 inline float FloatFromBf16(std::uint16_t bf16) {
   return std::bit_cast<float>(std::uint32_t{bf16} << 16);
 }

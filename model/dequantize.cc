@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstring>
 
+#include "kvcodec/half.h"
+
 namespace kvferry::model {
 namespace {
 
@@ -12,7 +14,7 @@ constexpr int kBlock = 32;
 float LoadHalf(const std::uint8_t* data) {
   std::uint16_t bits;
   std::memcpy(&bits, data, sizeof(bits));
-  return HalfToFloat(bits);
+  return codec::FloatFromHalf(bits);
 }
 
 // One block each: `at` its bytes, `out` its 32 values. Low nibbles are values 0-15, high 16-31.
@@ -75,22 +77,6 @@ void EachBlock(TensorType type, std::span<const std::uint8_t> data, float* out, 
 }
 
 }  // namespace
-
-std::uint16_t FloatToBf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((bits >> 16) | 0x40);
-  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float HalfToFloat(std::uint16_t bits) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000) << 16;
-  const std::uint32_t exponent = bits >> 10 & 31;
-  const std::uint32_t mantissa = bits & 0x3ff;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
-  if (exponent != 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | mantissa << 13);
-  const float subnormal = static_cast<float>(mantissa) * 0x1p-24f;
-  return sign != 0 ? -subnormal : subnormal;
-}
 
 void Dequantize(TensorType type, std::span<const std::uint8_t> data, float* out) {
   if (data.empty()) return;

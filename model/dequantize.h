@@ -11,8 +11,4 @@ namespace kvferry::model {
 //   data: whole blocks of `type`. out: as many values as `data` holds.
 void Dequantize(TensorType type, std::span<const std::uint8_t> data, float* out);
 
-// Rounded to nearest even, NaN stays NaN.
-std::uint16_t FloatToBf16(float value);
-float HalfToFloat(std::uint16_t bits);
-
 }  // namespace kvferry::model

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kvcodec/half.h"
 #include "model/dequantize.h"
 #include "model/row_products.h"
 
@@ -38,7 +39,7 @@ Linear::Linear(const std::vector<std::vector<float>>& parts, std::int64_t inputs
   for (const auto& part : parts) {
     if (bf16) {
       auto* out = static_cast<std::uint16_t*>(weight_.data_ptr()) + at;
-      for (std::size_t i = 0; i < part.size(); ++i) out[i] = FloatToBf16(part[i]);
+      for (std::size_t i = 0; i < part.size(); ++i) out[i] = codec::Bf16FromFloat(part[i]);
     } else {
       std::memcpy(weight_.data_ptr<float>() + at, part.data(), part.size() * sizeof(float));
     }

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/triu.h>
@@ -11,6 +10,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "common/status_macros.h"
@@ -31,31 +31,22 @@ at::Tensor CausalMask(std::int64_t rows, std::int64_t past, at::ScalarType type)
 }  // namespace
 
 TorchPrefillSession::TorchPrefillSession(const Transformer& transformer, int max_tokens,
-                                         codec::Raw16 type)
+                                         PromptCache cache)
     : transformer_(transformer),
       max_tokens_(max_tokens),
-      type_(type),
+      cache_(std::move(cache)),
       logits_(static_cast<std::size_t>(transformer.config().vocabulary)) {}
 
 absl::StatusOr<std::unique_ptr<TorchPrefillSession>> TorchPrefillSession::Create(
     const Transformer& transformer, ComputeType compute, int max_tokens, codec::Raw16 type) {
-  const ModelConfig& config = transformer.config();
-  KVF_RETURN_IF_ERROR(CheckPromptTokens(config, max_tokens));
-  std::unique_ptr<TorchPrefillSession> session(
-      new TorchPrefillSession(transformer, max_tokens, type));
-  const at::ScalarType own_type = compute == ComputeType::kBf16 ? at::kBFloat16 : at::kFloat;
-  const at::ScalarType raw_type = type == codec::Raw16::kBf16 ? at::kBFloat16 : at::kHalf;
+  KVF_RETURN_IF_ERROR(CheckPromptTokens(transformer.config(), max_tokens));
+  std::unique_ptr<TorchPrefillSession> session;
   KVF_RETURN_IF_ERROR(CatchTorch("allocating the K and V of a prompt", [&] {
     const c10::InferenceMode guard;
-    for (int layer = 0; layer < config.layers; ++layer) {
-      const auto make = [&](at::ScalarType dtype) {
-        return at::empty({config.kv_heads, max_tokens, config.head_dim}, dtype);
-      };
-      LayerCache cache{.k = make(own_type), .v = make(own_type)};
-      cache.raw_k = own_type == raw_type ? cache.k : make(raw_type);
-      cache.raw_v = own_type == raw_type ? cache.v : make(raw_type);
-      session->cache_.push_back(std::move(cache));
-    }
+    const at::ScalarType own_type = compute == ComputeType::kBf16 ? at::kBFloat16 : at::kFloat;
+    session.reset(new TorchPrefillSession(
+        transformer, max_tokens,
+        PromptCache(transformer.config(), max_tokens, own_type, type, at::kCPU)));
     return absl::OkStatus();
   }));
   return session;
@@ -80,55 +71,36 @@ absl::Status TorchPrefillSession::RunLayers(std::int64_t past, const OnLayer& on
   Activations& a = activations_;
   const std::int64_t tokens = past + a.rows;
   const int layers = transformer_.config().layers;
-  const at::Tensor mask = CausalMask(a.rows, past, cache_[0].k.scalar_type());
+  const at::Tensor mask = CausalMask(a.rows, past, cache_.k(0).scalar_type());
   for (int layer = 0; layer < layers; ++layer) {
-    LayerCache& cache = cache_[layer];
     transformer_.ProjectQkv(layer, a);
-    StoreKv(past, cache);
-    KVF_RETURN_IF_ERROR(on_layer(layer, View(cache, tokens)));
+    StoreKv(layer, past);
+    KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
     if (layer + 1 == layers) {  // nothing but the last token's logits is wanted of the rest
       KeepLastRow();
-      Attend(cache, tokens - 1, {});
+      Attend(layer, tokens - 1, {});
     } else {
-      Attend(cache, past, mask);
+      Attend(layer, past, mask);
     }
     transformer_.FinishLayer(layer, a);
   }
   return absl::OkStatus();
 }
 
-void TorchPrefillSession::StoreKv(std::int64_t past, LayerCache& cache) {
+void TorchPrefillSession::StoreKv(int layer, std::int64_t past) {
   const ModelConfig& config = transformer_.config();
-  const std::int64_t rows = activations_.rows;
   const at::Tensor heads =
       at::from_blob(activations_.qkv.data(),
-                    {rows, config.q_heads + 2 * config.kv_heads, config.head_dim}, at::kFloat)
+                    {activations_.rows, config.q_heads + 2 * config.kv_heads, config.head_dim},
+                    at::kFloat)
           .permute({1, 0, 2});
-  const at::Tensor k = heads.narrow(0, config.q_heads, config.kv_heads);
-  const at::Tensor v = heads.narrow(0, config.q_heads + config.kv_heads, config.kv_heads);
-  cache.k.narrow(1, past, rows).copy_(k);
-  cache.v.narrow(1, past, rows).copy_(v);
-  if (cache.raw_k.is_same(cache.k)) return;
-  cache.raw_k.narrow(1, past, rows).copy_(k);
-  cache.raw_v.narrow(1, past, rows).copy_(v);
-}
-
-codec::KvView TorchPrefillSession::View(const LayerCache& cache, std::int64_t tokens) const {
-  const ModelConfig& config = transformer_.config();
-  return {.k = static_cast<const std::uint16_t*>(cache.raw_k.data_ptr()),
-          .v = static_cast<const std::uint16_t*>(cache.raw_v.data_ptr()),
-          .type = type_,
-          .kv_heads = config.kv_heads,
-          .tokens = static_cast<int>(tokens),
-          .head_dim = config.head_dim,
-          .head_stride = cache.raw_k.stride(0),
-          .token_stride = cache.raw_k.stride(1)};
+  cache_.Store(layer, past, heads.narrow(0, config.q_heads, config.kv_heads),
+               heads.narrow(0, config.q_heads + config.kv_heads, config.kv_heads));
 }
 
 // The query heads of one KV head are the kernel's heads, KV heads its batch, so that K and V are
 // read in place.
-void TorchPrefillSession::Attend(const LayerCache& cache, std::int64_t past,
-                                 const at::Tensor& mask) {
+void TorchPrefillSession::Attend(int layer, std::int64_t past, const at::Tensor& mask) {
   const ModelConfig& config = transformer_.config();
   Activations& a = activations_;
   const std::int64_t group = config.q_heads / config.kv_heads;
@@ -136,7 +108,7 @@ void TorchPrefillSession::Attend(const LayerCache& cache, std::int64_t past,
       at::from_blob(a.qkv.data(), {a.rows, config.q_heads + 2 * config.kv_heads, config.head_dim},
                     at::kFloat)
           .narrow(1, 0, config.q_heads)
-          .to(cache.k.scalar_type())
+          .to(cache_.k(layer).scalar_type())
           .view({a.rows, config.kv_heads, group, config.head_dim})
           .permute({1, 2, 0, 3});
   const auto all = [&](const at::Tensor& kv) {
@@ -147,7 +119,7 @@ void TorchPrefillSession::Attend(const LayerCache& cache, std::int64_t past,
   const bool causal = past == 0 && a.rows > 1;
   const double scale = 1 / std::sqrt(static_cast<double>(config.head_dim));
   const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      q, all(cache.k), all(cache.v), /*dropout_p=*/0, causal,
+      q, all(cache_.k(layer)), all(cache_.v(layer)), /*dropout_p=*/0, causal,
       mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, scale));
   at::from_blob(a.attended.data(), {a.rows, config.kv_heads, group, config.head_dim}, at::kFloat)
       .copy_(out.permute({2, 0, 1, 3}));

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "model/model.h"
+#include "model/prompt_cache.h"
 #include "model/transformer.h"
 
 namespace kvferry::model {
@@ -26,25 +27,17 @@ class TorchPrefillSession : public PrefillSession {
   std::span<const float> logits() const override { return logits_; }
 
  private:
-  // [kv_heads, max_tokens, head_dim] each
-  struct LayerCache {
-    at::Tensor k, v;          // compute type
-    at::Tensor raw_k, raw_v;  // 16 bit; the same tensors when the types are the same
-  };
-
-  TorchPrefillSession(const Transformer& transformer, int max_tokens, codec::Raw16 type);
+  TorchPrefillSession(const Transformer& transformer, int max_tokens, PromptCache cache);
   absl::Status RunLayers(std::int64_t past, const OnLayer& on_layer);
-  void StoreKv(std::int64_t past, LayerCache& cache);
-  codec::KvView View(const LayerCache& cache, std::int64_t tokens) const;
-  void Attend(const LayerCache& cache, std::int64_t past, const at::Tensor& mask);
+  void StoreKv(int layer, std::int64_t past);
+  void Attend(int layer, std::int64_t past, const at::Tensor& mask);
   void KeepLastRow();
 
   const Transformer& transformer_;
   const int max_tokens_;
-  const codec::Raw16 type_;
   int tokens_ = 0;
   Activations activations_;
-  std::vector<LayerCache> cache_;
+  PromptCache cache_;
   std::vector<float> logits_;
 };
 

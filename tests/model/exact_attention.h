@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "model/dequantize.h"
+#include "kvcodec/half.h"
 #include "model/model.h"
 
 namespace kvferry::model {
@@ -66,7 +66,7 @@ class ExactAttention : public DecodeAttention {
     for (int i = 0; i < config_.head_dim; ++i) {
       to.push_back(type_ == codec::Raw16::kBf16
                        ? std::bit_cast<float>(static_cast<std::uint32_t>(row[i]) << 16)
-                       : HalfToFloat(row[i]));
+                       : codec::FloatFromHalf(row[i]));
     }
   }
   void Attend(const float* q, const Head& cache, float* out) const {

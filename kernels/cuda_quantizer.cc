@@ -77,26 +77,28 @@ class CudaQuantizer final : public codec::Quantizer {
       origins.push_back(origin);
       origins.back().token_begin += i * kBlockTokens;
     }
-    KVF_RETURN_IF_ERROR(
-        CopyAsync(items_.data(), items.data(), items.size() * sizeof(items[0]), stream_));
-    KVF_RETURN_IF_ERROR(FillAsync(fault_.data(), std::byte{0xff}, sizeof(kNoFault), stream_));
-    KVF_RETURN_IF_ERROR(LaunchQuantizeBlock(
-        {.items = items_.as<const QuantizeItem>(),
-         .max_items = count,
-         .kv_heads = kv.kv_heads,
-         .head_dim = spec.head_dim,
-         .kind = spec.kind,
-         .type = kv.type,
-         .k_group_tokens = spec.k_group_tokens,
-         .v_group_channels = spec.v_group_channels,
-         .max_bits =
-             spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
-         .first_fault = fault_.as<std::uint64_t>()},
-        stream_));
     std::uint64_t fault = kNoFault;
-    KVF_RETURN_IF_ERROR(CopyAsync(&fault, fault_.data(), sizeof(fault), stream_));
-    KVF_RETURN_IF_ERROR(CopyAsync(pages.data(), pages_.data(), pages.size(), stream_));
-    KVF_RETURN_IF_ERROR(stream_.Synchronize());
+    const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+      KVF_RETURN_IF_ERROR(
+          CopyAsync(items_.data(), items.data(), items.size() * sizeof(items[0]), stream_));
+      KVF_RETURN_IF_ERROR(FillAsync(fault_.data(), std::byte{0xff}, sizeof(kNoFault), stream_));
+      KVF_RETURN_IF_ERROR(LaunchQuantizeBlock(
+          {.items = items_.as<const QuantizeItem>(),
+           .max_items = count,
+           .kv_heads = kv.kv_heads,
+           .head_dim = spec.head_dim,
+           .kind = spec.kind,
+           .type = kv.type,
+           .k_group_tokens = spec.k_group_tokens,
+           .v_group_channels = spec.v_group_channels,
+           .max_bits =
+               spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
+           .first_fault = fault_.as<std::uint64_t>()},
+          stream_));
+      KVF_RETURN_IF_ERROR(CopyAsync(&fault, fault_.data(), sizeof(fault), stream_));
+      return CopyAsync(pages.data(), pages_.data(), pages.size(), stream_);
+    };
+    KVF_RETURN_IF_ERROR(Finish(enqueue()));
     return FaultStatus(fault, origins);
   }
 
@@ -109,17 +111,20 @@ class CudaQuantizer final : public codec::Quantizer {
     if (kv.tokens == 0) return absl::OkStatus();
     absl::MutexLock lock(&mutex_);
     KVF_RETURN_IF_ERROR(Begin(kv, 0, 0));
-    std::byte* to = out.data();
-    for (const std::uint16_t* side : {kv.k, kv.v}) {
-      for (int head = 0; head < kv.kv_heads; ++head, to += row * kv.tokens) {
-        KVF_RETURN_IF_ERROR(
-            CudaStatus(cudaMemcpy2DAsync(to, row, side + head * kv.head_stride,
-                                         sizeof(std::uint16_t) * kv.token_stride, row, kv.tokens,
-                                         cudaMemcpyDeviceToHost, stream_.get()),
-                       "copy of 16-bit tokens"));
+    const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+      std::byte* to = out.data();
+      for (const std::uint16_t* side : {kv.k, kv.v}) {
+        for (int head = 0; head < kv.kv_heads; ++head, to += row * kv.tokens) {
+          KVF_RETURN_IF_ERROR(
+              CudaStatus(cudaMemcpy2DAsync(to, row, side + head * kv.head_stride,
+                                           sizeof(std::uint16_t) * kv.token_stride, row, kv.tokens,
+                                           cudaMemcpyDeviceToHost, stream_.get()),
+                         "copy of 16-bit tokens"));
+        }
       }
-    }
-    return stream_.Synchronize();
+      return absl::OkStatus();
+    };
+    return Finish(enqueue());
   }
 
   std::uint64_t MarkReady() const override {
@@ -149,6 +154,12 @@ class CudaQuantizer final : public codec::Quantizer {
     if (kv.ready == 0) return absl::OkStatus();
     absl::MutexLock lock(&marks_mutex_);
     return stream_.Wait(marks_[kv.ready % kMarks]);
+  }
+
+  // After an error, too, nothing of the call may go on: the caller's memory is its own again.
+  absl::Status Finish(const absl::Status& enqueued) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const absl::Status done = stream_.Synchronize();
+    return enqueued.ok() ? done : enqueued;
   }
 
   const int device_;

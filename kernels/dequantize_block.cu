@@ -73,7 +73,8 @@ __device__ __forceinline__ void put(__nv_bfloat16* to, float value) {
 
 // Grid (pieces of a head, kv_heads, pages).
 template <class T>
-__global__ void dequantize_block_kernel(const __grid_constant__ DequantizeParams params) {
+__global__ void dequantize_block_kernel(const __grid_constant__ DequantizeParams params,
+                                        std::size_t block_bytes) {
   const int values = format::kTokens * params.spec.head_dim;
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (i >= 2 * values) return;
@@ -82,16 +83,8 @@ __global__ void dequantize_block_kernel(const __grid_constant__ DequantizeParams
   const int token = at / params.spec.head_dim, channel = at % params.spec.head_dim;
   const std::size_t head = std::size_t{blockIdx.z} * params.kv_heads + blockIdx.y;
   const std::byte* page = params.pages[blockIdx.z];
-  const int bytes = [&] {
-    const int d = params.spec.head_dim;
-    if (params.spec.kind == BlockKind::kRaw16) return format::Raw16Block(d).bytes;
-    if (params.spec.kind == BlockKind::kInt8) return format::Int8Block(d).bytes;
-    return format::ScalarBlock(d, params.spec.k_bits, params.spec.v_bits,
-                               params.spec.k_group_tokens, params.spec.v_group_channels)
-        .bytes;
-  }();
   T* out = static_cast<T*>(is_v ? params.v : params.k) + head * values + at;
-  put(out, value_of(page + std::size_t{blockIdx.y} * bytes, params.spec, is_v, token, channel));
+  put(out, value_of(page + blockIdx.y * block_bytes, params.spec, is_v, token, channel));
 }
 
 }  // namespace
@@ -110,15 +103,17 @@ absl::Status LaunchDequantizeBlock(const DequantizeParams& params, Stream& strea
   }
   const dim3 grid(2 * format::kTokens * params.spec.head_dim / kThreads, params.kv_heads,
                   params.page_count);
+  const std::size_t block_bytes = codec::BlockBytes(params.spec);
   switch (params.type) {
     case DequantizedType::kFp32:
-      dequantize_block_kernel<float><<<grid, kThreads, 0, stream.get()>>>(params);
+      dequantize_block_kernel<float><<<grid, kThreads, 0, stream.get()>>>(params, block_bytes);
       break;
     case DequantizedType::kFp16:
-      dequantize_block_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(params);
+      dequantize_block_kernel<__half><<<grid, kThreads, 0, stream.get()>>>(params, block_bytes);
       break;
     case DequantizedType::kBf16:
-      dequantize_block_kernel<__nv_bfloat16><<<grid, kThreads, 0, stream.get()>>>(params);
+      dequantize_block_kernel<__nv_bfloat16>
+          <<<grid, kThreads, 0, stream.get()>>>(params, block_bytes);
       break;
   }
   return LaunchStatus("dequantize_block");

@@ -43,6 +43,19 @@ class FlushWindowTest : public GpuBlocksTest {
             .k_bits = static_cast<std::uint8_t>(spec.k_bits),
             .v_bits = static_cast<std::uint8_t>(spec.v_bits)};
   }
+
+  static QuantizeParams Params(const DeviceBuffer& list, int items, const DeviceBuffer& count,
+                               const DeviceBuffer& fault) {
+    return {.items = list.as<QuantizeItem>(),
+            .max_items = items,
+            .item_count = count.as<unsigned>(),
+            .kv_heads = kHeads,
+            .head_dim = kHeadDim,
+            .type = Raw16::kBf16,
+            .k_group_tokens = 64,
+            .v_group_channels = 128,
+            .first_fault = fault.as<std::uint64_t>()};
+  }
 };
 
 TEST_F(FlushWindowTest, MakesTheBytesOfQuantizeFromARing) {
@@ -72,15 +85,7 @@ TEST_F(FlushWindowTest, MakesTheBytesOfQuantizeFromARing) {
   const DeviceBuffer list = Upload(items);
   const DeviceBuffer count = Upload(std::vector<unsigned>{static_cast<unsigned>(want.size())});
   const DeviceBuffer fault = Upload(std::vector<std::uint64_t>{kNoFault});
-  const FlushParams params = {.items = list.as<QuantizeItem>(),
-                              .max_items = static_cast<int>(items.size()),
-                              .item_count = count.as<unsigned>(),
-                              .kv_heads = kHeads,
-                              .head_dim = kHeadDim,
-                              .type = Raw16::kBf16,
-                              .k_group_tokens = 64,
-                              .v_group_channels = 128,
-                              .first_fault = fault.as<std::uint64_t>()};
+  const QuantizeParams params = Params(list, static_cast<int>(items.size()), count, fault);
   ASSERT_TRUE(LaunchFlushWindow(params, stream()).ok());
   for (std::size_t i = 0; i < want.size(); ++i) {
     EXPECT_TRUE(Download<std::byte>(pages[i], want[i].size()) == want[i]) << "item " << i;
@@ -101,19 +106,14 @@ TEST_F(FlushWindowTest, AValueThatCannotBeStoredIsNamed) {
   const DeviceBuffer list = Upload(std::vector<QuantizeItem>{ItemOf(k, v, page.data(), 100, spec)});
   const DeviceBuffer count = Upload(std::vector<unsigned>{1});
   const DeviceBuffer fault = Upload(std::vector<std::uint64_t>{kNoFault});
-  FlushParams params = {.items = list.as<QuantizeItem>(),
-                        .max_items = 1,
-                        .item_count = count.as<unsigned>(),
-                        .kv_heads = kHeads,
-                        .head_dim = kHeadDim,
-                        .type = Raw16::kBf16,
-                        .k_group_tokens = 64,
-                        .v_group_channels = 128,
-                        .first_fault = fault.as<std::uint64_t>()};
+  QuantizeParams params = Params(list, 1, count, fault);
   ASSERT_TRUE(LaunchFlushWindow(params, stream()).ok());
   const std::vector<codec::BlockOrigin> origins = {{.layer = 5, .token_begin = 640}};
   EXPECT_THAT(std::string(FaultStatus(Download<std::uint64_t>(fault, 1)[0], origins).message()),
               testing::HasSubstr("layer 5, head 1, V, token 671, channel 9: the value"));
+  params.residues = list.as<std::uint32_t>();
+  EXPECT_EQ(LaunchFlushWindow(params, stream()).code(), absl::StatusCode::kInvalidArgument);
+  params.residues = nullptr;
   params.item_count = nullptr;
   EXPECT_EQ(LaunchFlushWindow(params, stream()).code(), absl::StatusCode::kInvalidArgument);
 }

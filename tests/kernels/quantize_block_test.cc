@@ -183,35 +183,15 @@ TEST_F(QuantizeBlockTest, PagesOfSeveralChunksAndBitsInOneLaunch) {
   }
 }
 
-struct Bad {
-  float value;
-  bool in_v;
-  int head, token, channel;
-  std::string error;
-};
-
 TEST_F(QuantizeBlockTest, WhatCannotBeStoredIsNamedAsOnTheCpu) {
-  const std::vector<Bad> cases = {
-      {NAN, false, 1, 5, 77, "layer 3, head 9, K, token 1005, channel 77: the value"},
-      {INFINITY, false, 0, 63, 0, "layer 3, head 8, K, token 1063, channel 0: the value"},
-      {NAN, true, 1, 0, 127, "layer 3, head 9, V, token 1000, channel 127: the value"},
-      {-INFINITY, true, 0, 31, 3, "layer 3, head 8, V, token 1031, channel 3: the value"},
-      {-1e5f, false, 1, 9, 50, "layer 3, head 9, K, channel 50: the scale"},
-      {3e38f, true, 1, 9, 50, "layer 3, head 9, V, token 1009: the scale"},
-  };
-  const std::vector<codec::BlockOrigin> origins = {
-      {.layer = 3, .kv_head_begin = 8, .token_begin = 1000}};
-  for (const Bad& bad : cases) {
+  const std::vector<codec::BlockOrigin> origins = {codec::kBadValueOrigin};
+  for (const codec::BadValue& bad : codec::BadValues()) {
+    const KvSample kv = bad.Sample();
     for (const BlockSpec& spec :
          {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
           BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
           BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
-      // int8 and raw16 take values that fp16 scales of KVB cannot express.
-      if (spec.kind != BlockKind::kScalar && std::isfinite(bad.value)) continue;
-      KvSample kv = MakeKv(2, kBlockTokens, 128, Raw16::kBf16, 2);
-      std::vector<std::uint16_t>& side = bad.in_v ? kv.v : kv.k;
-      const int at = (bad.head * kBlockTokens + bad.token) * 128 + bad.channel;
-      side[at] = std::isnan(bad.value) ? 0x7fc1 : ToRaw16(Raw16::kBf16, bad.value);
+      if (!bad.IsRefusedBy(spec.kind)) continue;
       const Made made = Quantize(kv.view, kv.k, kv.v, spec);
       const absl::Status status = FaultStatus(made.first_fault, origins);
       EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << SpecName(spec);

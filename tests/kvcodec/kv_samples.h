@@ -17,10 +17,7 @@
 namespace kvferry::codec {
 
 inline std::uint16_t ToRaw16(Raw16 type, float value) {
-  if (type == Raw16::kFp16) return HalfFromFloat(value);
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  return type == Raw16::kFp16 ? HalfFromFloat(value) : Bf16FromFloat(value);
 }
 
 // Owns K and V, [kv_heads, tokens, head_dim] each.
@@ -51,6 +48,36 @@ inline KvSample MakeKv(int kv_heads, int tokens, int head_dim, Raw16 type, std::
              static_cast<std::int64_t>(tokens) * head_dim,
              head_dim};
   return kv;
+}
+
+// One value that no quantizer may store, and how the error names it where the sample is layer 3
+// from head 8 and token 1000 on.
+struct BadValue {
+  float value;
+  bool in_v;
+  int head, token, channel;
+  std::string error;
+
+  // int8 and raw16 take values that fp16 scales of KVB cannot express.
+  bool IsRefusedBy(BlockKind kind) const {
+    return kind == BlockKind::kScalar || !std::isfinite(value);
+  }
+  KvSample Sample() const {
+    KvSample kv = MakeKv(2, kBlockTokens, 128, Raw16::kBf16, 2);
+    (in_v ? kv.v : kv.k)[(head * kBlockTokens + token) * 128 + channel] =
+        std::isnan(value) ? 0x7fc1 : ToRaw16(Raw16::kBf16, value);
+    return kv;
+  }
+};
+inline constexpr BlockOrigin kBadValueOrigin = {
+    .layer = 3, .kv_head_begin = 8, .token_begin = 1000};
+inline std::vector<BadValue> BadValues() {
+  return {{NAN, false, 1, 5, 77, "layer 3, head 9, K, token 1005, channel 77: the value"},
+          {INFINITY, false, 0, 63, 0, "layer 3, head 8, K, token 1063, channel 0: the value"},
+          {NAN, true, 1, 0, 127, "layer 3, head 9, V, token 1000, channel 127: the value"},
+          {-INFINITY, true, 0, 31, 3, "layer 3, head 8, V, token 1031, channel 3: the value"},
+          {-1e5f, false, 1, 9, 50, "layer 3, head 9, K, channel 50: the scale"},
+          {3e38f, true, 1, 9, 50, "layer 3, head 9, V, token 1009: the scale"}};
 }
 
 // 128-byte aligned bytes with a guard on both sides that Check finds damaged.

@@ -148,41 +148,18 @@ TEST_P(QuantizeTest, ConstantGroupsAndZerosHaveOneForm) {
   }
 }
 
-struct Bad {
-  const char* what;
-  float value;
-  bool in_v;
-  int head, token, channel;
-  std::string error;
-};
-
 TEST_P(QuantizeTest, WhatCannotBeStoredIsNamed) {
-  const BlockOrigin origin = {.layer = 3, .kv_head_begin = 8, .token_begin = 1000};
-  const std::vector<Bad> cases = {
-      {"NaN in K", NAN, false, 1, 5, 77, "layer 3, head 9, K, token 1005, channel 77"},
-      {"Inf in K", INFINITY, false, 0, 63, 0, "layer 3, head 8, K, token 1063, channel 0"},
-      {"NaN in V", NAN, true, 1, 0, 127, "layer 3, head 9, V, token 1000, channel 127"},
-      {"-Inf in V", -INFINITY, true, 0, 31, 3, "layer 3, head 8, V, token 1031, channel 3"},
-      {"min of K", -1e5f, false, 1, 9, 50, "layer 3, head 9, K, channel 50: the scale"},
-      {"scale of V", 3e38f, true, 1, 9, 50, "layer 3, head 9, V, token 1009: the scale"},
-  };
-  for (const Bad& bad : cases) {
+  for (const BadValue& bad : BadValues()) {
+    const KvSample kv = bad.Sample();
     for (const BlockSpec& spec :
          {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
           BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
           BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
-      // int8 and raw16 take values that fp16 scales of KVB cannot express.
-      if (spec.kind != BlockKind::kScalar && std::isfinite(bad.value)) continue;
-      KvSample kv = MakeKv(2, 64, 128, Raw16::kBf16, 2);
-      std::vector<std::uint16_t>& side = bad.in_v ? kv.v : kv.k;
-      side[(bad.head * 64 + bad.token) * 128 + bad.channel] = ToRaw16(Raw16::kBf16, bad.value);
-      if (std::isnan(bad.value)) {
-        side[(bad.head * 64 + bad.token) * 128 + bad.channel] = 0x7fc1;
-      }
+      if (!bad.IsRefusedBy(spec.kind)) continue;
       GuardedPage page(PageBytes(spec, 2));
-      const absl::Status status = backend_->Quantize(kv.view, spec, origin, page.span());
-      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad.what << SpecName(spec);
-      EXPECT_THAT(std::string(status.message()), HasSubstr(bad.error)) << bad.what;
+      const absl::Status status = backend_->Quantize(kv.view, spec, kBadValueOrigin, page.span());
+      EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad.error << SpecName(spec);
+      EXPECT_THAT(std::string(status.message()), HasSubstr(bad.error)) << SpecName(spec);
       page.Check();
     }
   }

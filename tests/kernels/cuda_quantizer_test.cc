@@ -48,7 +48,7 @@ class CudaQuantizerTest : public GpuTest {
   std::unique_ptr<codec::Backend> cpu_;
 };
 
-TEST_F(CudaQuantizerTest, SmallPagesEqualTheCpus) {
+TEST_F(CudaQuantizerTest, PagesEqualTheCpus) {
   for (const int bits : {2, 4}) {
     for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
       const BlockSpec spec = codec::ScalarSpec(64, bits, bits, 64, 64);
@@ -65,7 +65,7 @@ TEST_F(CudaQuantizerTest, SmallPagesEqualTheCpus) {
   }
 }
 
-TEST_F(CudaQuantizerTest, SmallTokensAreCopied) {
+TEST_F(CudaQuantizerTest, TokensAreCopied) {
   const KvSample kv = codec::MakeKv(3, 70, 64, Raw16::kBf16, 6);
   const KvView view = ToDevice(kv);
   for (const auto& [begin, count] : {std::pair{0, 4}, {4, 66}, {7, 0}}) {

@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 HEAD = """# Measurements
 
-Written by `bench/render.py` from `bench/results/*.json`; `bench/run.sh` makes those. Every row is a ratio against a baseline of the same
-run on the same machine. Numbers are rounded against us.
+Written by `bench/render.py` from `bench/results/*.json`; `bench/run.sh` makes those and, on a GPU host,
+`gpu_test.sh --bench` of a bundle (`scripts/bundle.sh`). Every row is a ratio against a baseline of the same run on the same machine. Numbers are rounded against us.
 """
 
 

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention_plan.h"
+#include "kernels/decode_attention.h"
+
+namespace kvferry::kernels {
+
+// What the kernel of decode attention gets: an AttentionLayer with the plan and the constants.
+struct AttentionArgs {
+  const AttentionPiece* pieces;  // one per thread block
+  const AttentionSequence* sequences;
+  const std::byte* const* pages;
+  const std::uint16_t* q;
+  std::uint16_t* out;
+  float* log_sum;
+  float* partial_sums;      // [partial][kColumns][head_dim]
+  float2* partial_tops;     // [partial][kColumns]: reference and sum of p
+  std::uint32_t* counters;  // zero between launches
+  std::int64_t sink_offset, window_offset;
+  int kv_heads, group, query_tokens;
+  int sink_capacity, window_capacity;
+  float scale_log2;  // scale * log2(e)
+  bool bf16;
+};
+
+// One way to run a variant.
+struct AttentionKernel {
+  const void* function;  // void(AttentionArgs)
+  int warps;             // of a thread block
+  int shared_bytes;
+};
+
+// Small thread blocks, several on a multiprocessor, suit many heads; one large one leaves few
+// partial results to merge, which is most of the time where one sequence is spread over the device.
+struct AttentionVariant {
+  codec::BlockSpec spec;  // raw_type is not looked at
+  AttentionKernel many_heads, few_heads;
+};
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,16 @@
+#include <array>
+
+#include "kernels/device/attention_variant.cuh"
+
+namespace kvferry::kernels {
+
+std::span<const AttentionVariant> AttentionVariantsD256() {
+  static const std::array variants = {
+      scalar_variant<256, 2, 2, 64, 128>(),
+      scalar_variant<256, 4, 4, 64, 128>(),
+      scalar_variant<256, 4, 2, 64, 128>(),
+  };
+  return variants;
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,16 @@
+#include <array>
+
+#include "kernels/device/attention_variant.cuh"
+
+namespace kvferry::kernels {
+
+std::span<const AttentionVariant> AttentionVariantsD96() {
+  static const std::array variants = {
+      scalar_variant<96, 2, 2, 64, 32>(), scalar_variant<96, 4, 4, 64, 32>(),
+      scalar_variant<96, 4, 2, 64, 32>(), scalar_variant<96, 2, 2, 32, 32>(),
+      scalar_variant<96, 4, 4, 32, 32>(), scalar_variant<96, 4, 2, 32, 32>(),
+  };
+  return variants;
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,116 @@
+#include "kernels/attention_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace kvferry::kernels {
+namespace {
+
+constexpr int kWaves = 3;  // pieces per slot where there are more heads than slots
+
+int RowGroups(const AttentionShape& shape) { return (shape.query_rows + kColumns - 1) / kColumns; }
+int Tiles(const AttentionLength& length) {
+  return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
+}
+double Cost(const AttentionLength& length, const AttentionShape& shape) {
+  return length.blocks + static_cast<double>(shape.tile_cost) * Tiles(length);
+}
+// Pieces of one head when none is longer than `most`; none of them is empty.
+int Pieces(const AttentionLength& length, const AttentionShape& shape, double most) {
+  const int wanted = static_cast<int>(std::ceil(Cost(length, shape) / most));
+  return std::clamp(wanted, 1, std::max(1, length.blocks + Tiles(length)));
+}
+
+// The least cost of the longest piece with which all pieces fit into `slots`; every warp of a
+// thread block has something to do.
+double LongestPiece(std::span<const AttentionLength> lengths, const AttentionShape& shape,
+                    std::int64_t slots) {
+  const std::int64_t heads = std::int64_t{shape.kv_heads} * RowGroups(shape);
+  const auto fits = [&](std::int64_t most) {
+    std::int64_t pieces = 0;
+    for (const AttentionLength& length : lengths) {
+      pieces += heads * Pieces(length, shape, static_cast<double>(most));
+    }
+    return pieces <= slots;
+  };
+  std::int64_t low = shape.warps - 1, high = shape.warps;
+  while (!fits(high)) low = high, high *= 2;
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    (fits(middle) ? high : low) = middle;
+  }
+  return static_cast<double>(high);
+}
+
+// Cuts one sequence into `count` pieces for one KV head and group of rows, each a run of its blocks
+// and one of its tiles. Tiles are spread, since a warp reads one while its first blocks are on
+// their way.
+void AppendPieces(const AttentionLength& length, const AttentionShape& shape, int count,
+                  AttentionPiece piece, AttentionPlan& plan) {
+  const int tiles = Tiles(length);
+  const double share = Cost(length, shape) / count;
+  int without_tiles = count - std::min(count, tiles);  // of the pieces to come: each needs a block
+  piece.first_partial = static_cast<int>(plan.pieces.size());
+  piece.partials = count;
+  piece.counter = plan.counters++;
+  int block = 0, tile = 0;
+  for (int i = 1; i <= count; ++i) {
+    const int tile_end = static_cast<int>(std::int64_t{tiles} * i / count);
+    const int least = tile_end == tile ? 1 : 0;
+    without_tiles -= least;
+    const double wanted = share * i - static_cast<double>(shape.tile_cost) * tile_end;
+    const int block_end = i == count ? length.blocks
+                                     : std::clamp(static_cast<int>(std::lround(wanted)),
+                                                  block + least, length.blocks - without_tiles);
+    piece.page_begin = length.page_begin + block;
+    piece.blocks = block_end - block;
+    piece.tile_begin = tile;
+    piece.tiles = tile_end - tile;
+    piece.partial = static_cast<int>(plan.pieces.size());
+    plan.pieces.push_back(piece);
+    block = block_end, tile = tile_end;
+  }
+}
+
+}  // namespace
+
+AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const AttentionShape& shape) {
+  AttentionPlan plan;
+  if (lengths.empty()) return plan;
+  const int groups = RowGroups(shape);
+  const std::int64_t heads = std::int64_t{shape.kv_heads} * groups * std::ssize(lengths);
+  const bool one_wave = heads <= shape.slots;
+  const std::int64_t slots =
+      one_wave ? shape.slots : heads + std::int64_t{kWaves - 1} * shape.slots;
+  const double most = LongestPiece(lengths, shape, slots);
+  for (std::size_t sequence = 0; sequence < lengths.size(); ++sequence) {
+    const AttentionLength& length = lengths[sequence];
+    const int count = Pieces(length, shape, most);
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      for (int g = 0; g < groups; ++g) {
+        AttentionPiece piece{};
+        piece.sequence = static_cast<int>(sequence);
+        piece.kv_head = head;
+        piece.row_begin = g * kColumns;
+        piece.rows = std::min(kColumns, shape.query_rows - g * kColumns);
+        AppendPieces(length, shape, count, piece, plan);
+      }
+    }
+  }
+  if (!one_wave) {
+    const auto cost = [&](const AttentionPiece& p) { return p.blocks + shape.tile_cost * p.tiles; };
+    std::stable_sort(plan.pieces.begin(), plan.pieces.end(),
+                     [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
+  }
+  return plan;
+}
+
+int MaxCounters(int sequences, const AttentionShape& shape) {
+  return sequences * shape.kv_heads * RowGroups(shape);
+}
+int MaxPieces(int sequences, const AttentionShape& shape) {
+  const int heads = MaxCounters(sequences, shape);
+  return heads <= shape.slots ? shape.slots : heads + (kWaves - 1) * shape.slots;
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,47 @@
+#include "kernels/attention_variants.h"
+
+#include <array>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvferry::kernels {
+namespace {
+
+constexpr std::array kByHeadDim = {AttentionVariantsD64, AttentionVariantsD96,
+                                   AttentionVariantsD128, AttentionVariantsD256};
+
+}  // namespace
+
+std::vector<AttentionVariant> AllAttentionVariants() {
+  std::vector<AttentionVariant> all;
+  for (const auto& variants : kByHeadDim) {
+    all.insert(all.end(), variants().begin(), variants().end());
+  }
+  return all;
+}
+
+const AttentionVariant* FindAttentionVariant(const codec::BlockSpec& spec) {
+  for (const auto& variants : kByHeadDim) {
+    for (const AttentionVariant& variant : variants()) {
+      codec::BlockSpec same = spec;
+      if (spec.kind != codec::BlockKind::kRaw16) same.raw_type = variant.spec.raw_type;
+      if (variant.spec == same) return &variant;
+    }
+  }
+  return nullptr;
+}
+
+std::string ListAttentionVariants() {
+  std::string list;
+  for (const auto& variants : kByHeadDim) {
+    absl::StrAppend(&list, list.empty() ? "" : "; ", "head_dim ", variants()[0].spec.head_dim, ":");
+    for (const AttentionVariant& variant : variants()) {
+      absl::StrAppend(&list, " K", variant.spec.k_bits, "V", variant.spec.v_bits, "-GK",
+                      variant.spec.k_group_tokens, "-GV", variant.spec.v_group_channels);
+    }
+  }
+  return list;
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,198 @@
+#include "kernels/decode_attention.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numbers>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kernels/attention_args.h"
+#include "kernels/attention_variants.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/event.h"
+#include "kernels/cuda/status.h"
+
+namespace kvferry::kernels {
+namespace {
+
+absl::Status Check(const AttentionConfig& config) {
+  const auto invalid = [](const auto&... what) {
+    return absl::InvalidArgumentError(absl::StrCat("decode_attention: ", what...));
+  };
+  if (config.kv_heads < 1 || config.q_heads % config.kv_heads != 0 ||
+      config.q_heads / config.kv_heads > kMaxQueryGroup || config.q_heads < config.kv_heads) {
+    return invalid(config.q_heads, " query heads on ", config.kv_heads,
+                   " KV heads; a KV head has 1..", kMaxQueryGroup);
+  }
+  if (config.query_tokens < 1 || config.query_tokens > kMaxQueryTokens) {
+    return invalid(config.query_tokens, " query tokens; 1..", kMaxQueryTokens);
+  }
+  if (config.max_sequences < 1 || config.window_capacity < config.query_tokens ||
+      config.sink_capacity < 0 || !(config.scale > 0)) {
+    return invalid("max_sequences ", config.max_sequences, ", window_capacity ",
+                   config.window_capacity, ", sink_capacity ", config.sink_capacity, ", scale ",
+                   config.scale);
+  }
+  return config.spec.Validate();
+}
+
+// What a tile of 16-bit tokens takes beside a block: its bytes come without a ring.
+float TileCost(const codec::BlockSpec& spec) {
+  constexpr float kExposed = 1.5f;
+  return kExposed * static_cast<float>(codec::Raw16Bytes(kTileTokens, 1, spec.head_dim)) /
+         static_cast<float>(codec::BlockBytes(spec));
+}
+
+// A kernel on this device, and how work is cut for it.
+struct Placed {
+  AttentionKernel kernel;
+  AttentionShape shape;
+};
+
+// So few heads, each in so many pieces, that merging partial results would take the time.
+constexpr int kManyPieces = 12;
+
+class CudaDecodeAttention : public DecodeAttention {
+ public:
+  CudaDecodeAttention(const AttentionConfig& config, const Placed& many_heads,
+                      const Placed& few_heads)
+      : config_(config), many_heads_(many_heads), few_heads_(few_heads) {}
+
+  absl::Status Allocate() {
+    const int pieces = std::max(MaxPieces(config_.max_sequences, many_heads_.shape),
+                                MaxPieces(config_.max_sequences, few_heads_.shape));
+    const std::size_t counters = MaxCounters(config_.max_sequences, many_heads_.shape);
+    const std::size_t rows = static_cast<std::size_t>(pieces) * kColumns;
+    KVF_ASSIGN_OR_RETURN(pieces_, DeviceBuffer::Allocate(pieces * sizeof(AttentionPiece)));
+    KVF_ASSIGN_OR_RETURN(staging_, PinnedBuffer::Allocate(pieces * sizeof(AttentionPiece)));
+    KVF_ASSIGN_OR_RETURN(partial_sums_,
+                         DeviceBuffer::Allocate(rows * config_.spec.head_dim * sizeof(float)));
+    KVF_ASSIGN_OR_RETURN(partial_tops_, DeviceBuffer::Allocate(rows * sizeof(float2)));
+    KVF_ASSIGN_OR_RETURN(counters_, DeviceBuffer::Allocate(counters * sizeof(std::uint32_t)));
+    KVF_ASSIGN_OR_RETURN(Event copied, Event::Create());
+    copied_.emplace(std::move(copied));
+    return CudaStatus(cudaMemset(counters_.data(), 0, counters_.bytes()), "counters of attention");
+  }
+
+  absl::Status Plan(std::span<const AttentionLength> lengths, Stream& stream) override {
+    if (lengths.size() > static_cast<std::size_t>(config_.max_sequences)) {
+      return absl::InvalidArgumentError(absl::StrCat("decode_attention: ", lengths.size(),
+                                                     " sequences of ", config_.max_sequences));
+    }
+    for (const AttentionLength& length : lengths) {
+      if (length.raw_tokens < config_.query_tokens || length.blocks < 0) {
+        return absl::InvalidArgumentError(absl::StrCat("decode_attention: a sequence of ",
+                                                       length.blocks, " blocks and ",
+                                                       length.raw_tokens, " 16-bit tokens"));
+      }
+    }
+    const int sequences = static_cast<int>(lengths.size());
+    const int heads = MaxCounters(sequences, many_heads_.shape);
+    chosen_ = heads * kManyPieces <= many_heads_.shape.slots ? &few_heads_ : &many_heads_;
+    grid_ = MaxPieces(sequences, chosen_->shape);
+    const AttentionPlan plan = PlanAttention(lengths, chosen_->shape);
+    KVF_RETURN_IF_ERROR(copied_->Synchronize());  // the plan before this one has left staging_
+    const std::size_t bytes = plan.pieces.size() * sizeof(AttentionPiece);
+    const std::size_t grid_bytes = grid_ * sizeof(AttentionPiece);
+    if (bytes > grid_bytes) {
+      return absl::InternalError(absl::StrCat("decode_attention: a plan of ", plan.pieces.size(),
+                                              " pieces, at most ", grid_, " expected"));
+    }
+    std::memset(staging_.data(), 0, grid_bytes);
+    std::memcpy(staging_.data(), plan.pieces.data(), bytes);
+    KVF_RETURN_IF_ERROR(CopyAsync(pieces_.data(), staging_.data(), grid_bytes, stream));
+    return copied_->Record(stream);
+  }
+
+  absl::Status Launch(const AttentionLayer& layer, Stream& stream) override {
+    if (chosen_ == nullptr) {
+      return absl::FailedPreconditionError("decode_attention: Launch before Plan");
+    }
+    if (layer.sequences == nullptr || layer.pages == nullptr || layer.q == nullptr ||
+        layer.out == nullptr) {
+      return absl::InvalidArgumentError("decode_attention: a pointer is null");
+    }
+    AttentionArgs args{};
+    args.pieces = pieces_.as<AttentionPiece>();
+    args.sequences = layer.sequences;
+    args.pages = layer.pages;
+    args.q = layer.q;
+    args.out = layer.out;
+    args.log_sum = layer.log_sum;
+    args.partial_sums = partial_sums_.as<float>();
+    args.partial_tops = partial_tops_.as<float2>();
+    args.counters = counters_.as<std::uint32_t>();
+    args.sink_offset = layer.sink_offset;
+    args.window_offset = layer.window_offset;
+    args.kv_heads = config_.kv_heads;
+    args.group = config_.q_heads / config_.kv_heads;
+    args.query_tokens = config_.query_tokens;
+    args.sink_capacity = config_.sink_capacity;
+    args.window_capacity = config_.window_capacity;
+    args.scale_log2 = config_.scale * std::numbers::log2e_v<float>;
+    args.bf16 = config_.type == codec::Raw16::kBf16;
+    void* parameters[] = {&args};
+    return CudaStatus(
+        cudaLaunchKernel(chosen_->kernel.function, dim3(grid_), dim3(chosen_->kernel.warps * 32),
+                         parameters, chosen_->kernel.shared_bytes, stream.get()),
+        "decode_attention");
+  }
+
+ private:
+  const AttentionConfig config_;
+  const Placed many_heads_, few_heads_;
+  const Placed* chosen_ = nullptr;  // by the last Plan, as grid_
+  int grid_ = 0;
+  DeviceBuffer pieces_, partial_sums_, partial_tops_, counters_;
+  PinnedBuffer staging_;
+  std::optional<Event> copied_;
+};
+
+absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfig& config) {
+  int device = 0, blocks = 0;
+  KVF_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "device of decode_attention"));
+  KVF_ASSIGN_OR_RETURN(const DeviceInfo info, GetDevice(device));
+  KVF_RETURN_IF_ERROR(
+      CudaStatus(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      kernel.shared_bytes),
+                 "shared memory of decode_attention"));
+  KVF_RETURN_IF_ERROR(
+      CudaStatus(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+                     &blocks, kernel.function, kernel.warps * 32, kernel.shared_bytes),
+                 "occupancy of decode_attention"));
+  Placed placed = {.kernel = kernel, .shape = {}};
+  placed.shape.kv_heads = config.kv_heads;
+  placed.shape.query_rows = config.q_heads / config.kv_heads * config.query_tokens;
+  placed.shape.slots = std::max(1, blocks) * info.multiprocessors;
+  placed.shape.warps = kernel.warps;
+  placed.shape.tile_cost = TileCost(config.spec);
+  return placed;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
+    const AttentionConfig& config) {
+  KVF_RETURN_IF_ERROR(Check(config));
+  const AttentionVariant* variant = FindAttentionVariant(config.spec);
+  if (variant == nullptr) {
+    return absl::UnimplementedError(absl::StrCat(
+        "decode_attention on a GPU: K", config.spec.k_bits, "V", config.spec.v_bits, "-GK",
+        config.spec.k_group_tokens, "-GV", config.spec.v_group_channels, " of kind ",
+        static_cast<int>(config.spec.kind), " at head_dim ", config.spec.head_dim,
+        " is not compiled; there are ", ListAttentionVariants()));
+  }
+  KVF_ASSIGN_OR_RETURN(const Placed many_heads, Place(variant->many_heads, config));
+  Placed few_heads = many_heads;  // where shared memory is too small for the large thread block
+  if (auto placed = Place(variant->few_heads, config); placed.ok()) few_heads = *placed;
+  auto attention = std::make_unique<CudaDecodeAttention>(config, many_heads, few_heads);
+  KVF_RETURN_IF_ERROR(attention->Allocate());
+  return attention;
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,423 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/attention_args.h"
+#include "kernels/device/block_ring.cuh"
+#include "kernels/device/mma.cuh"
+#include "kernels/device/raw_tokens.cuh"
+#include "kernels/device/softmax_state.cuh"
+#include "kernels/device/values.cuh"
+
+// Decode attention (KVFerry's own; the split over the context and the merge are those of
+// Flash-Decoding). A thread block takes one piece of the plan; each of its warps walks over every
+// kWarps'th block with a ring and a softmax of its own, no barrier in the loop. Codes knows how a
+// block is scored and weighed; nothing here depends on it.
+namespace kvferry::kernels {
+
+template <class Codes, int kWarpsOfBlock, int kRingStages>
+struct AttentionShared {
+  static constexpr int kWarps = kWarpsOfBlock, kStages = kRingStages;
+  static constexpr int kHeadDim = Codes::kHeadDim;
+  static constexpr int kMergeBytes = kColumns * kHeadDim * 4;
+  static constexpr int kRingBytes = kWarps * kStages * Codes::kBytes;
+  // A warp's own slots are free after its last block and hold its result for the merge.
+  static constexpr int kWarpBytes =
+      kStages * Codes::kBytes > kMergeBytes ? kStages* Codes::kBytes : kMergeBytes;
+  static constexpr int kQueryBytes = kHeadDim / 32 * 512;
+  static constexpr int kCodes = kWarps * kWarpBytes;   // q for codes
+  static constexpr int kPlain = kCodes + kQueryBytes;  // q for values
+  static constexpr int kOnes = kPlain + kQueryBytes;   // 32 bytes of ones, 32 of zeros
+  static constexpr int kUnit = kOnes + 64;             // float[kColumns]
+  static constexpr int kTops = kUnit + kColumns * 4;   // float[kWarps][kColumns]
+  static constexpr int kTotals = kTops + kWarps * kColumns * 4;
+  static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
+  static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
+  static constexpr int kBytes = kLast + 16;
+};
+
+// Index in q and out of a row of the piece.
+__device__ __forceinline__ long long query_row(const AttentionArgs& args,
+                                               const AttentionPiece& piece, int column) {
+  const int row = piece.row_begin + column, token = row / args.group;
+  const long long q_heads = static_cast<long long>(args.kv_heads) * args.group;
+  return (static_cast<long long>(piece.sequence) * args.query_tokens + token) * q_heads +
+         piece.kv_head * args.group + row % args.group;
+}
+
+template <int kHeadDim>
+__device__ __forceinline__ RawTokens raw_tokens(const AttentionArgs& args,
+                                                const AttentionPiece& piece) {
+  const AttentionSequence sequence = args.sequences[piece.sequence];
+  const long long sink_head = static_cast<long long>(args.sink_capacity) * kHeadDim;
+  const long long window_head = static_cast<long long>(args.window_capacity) * kHeadDim;
+  return {sequence.sinks + args.sink_offset + piece.kv_head * sink_head,
+          sequence.window + args.window_offset + piece.kv_head * window_head,
+          args.kv_heads * sink_head,
+          args.kv_heads * window_head,
+          sequence.sink_tokens,
+          sequence.sink_tokens + sequence.window_tokens,
+          sequence.window_begin,
+          args.window_capacity};
+}
+
+// The rows of q that one warp brings into shared memory: asked for before the first bulk copies,
+// behind which they would wait for microseconds, and used after.
+template <int kHeadDim, int kWarps>
+struct QueryLoad {
+  static constexpr int kPairs = kHeadDim / 2, kLoads = (kPairs + 31) / 32;
+  static constexpr int kColumnsOfWarp = (kColumns + kWarps - 1) / kWarps;
+  std::uint32_t pairs[kColumnsOfWarp][kLoads];
+
+  __device__ __forceinline__ void fetch(const AttentionArgs& args, const AttentionPiece& piece,
+                                        int warp, int lane) {
+#pragma unroll
+    for (int c = 0; c < kColumnsOfWarp; ++c) {
+      const int column = warp + c * kWarps;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const int pair = lane + 32 * i;
+        pairs[c][i] = 0;
+        if (column >= piece.rows || pair >= kPairs) continue;
+        const std::uint16_t* row = args.q + query_row(args, piece, column) * kHeadDim;
+        asm volatile("ld.global.u32 %0,[%1];" : "=r"(pairs[c][i]) : "l"(row + 2 * pair));
+      }
+    }
+  }
+
+  // As B fragments, [w][column][j][pair of channels]: each row divided by the power of two that
+  // brings its largest value to 0.5..1, so that products with any scale stay in a half; once more
+  // times Codes::q_weight.
+  template <class Codes>
+  __device__ __forceinline__ void store(const AttentionArgs& args, char* q_codes, char* q_plain,
+                                        float* unit, int warp, int lane) const {
+#pragma unroll
+    for (int c = 0; c < kColumnsOfWarp; ++c) {
+      const int column = warp + c * kWarps;
+      if (column >= kColumns) break;
+      float2 x[kLoads];
+      float most = 0;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const std::uint32_t bits = pairs[c][i];
+        x[i] = args.bf16 ? float2{__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)}
+                         : float2_from_half2(bits);
+        most = fmaxf(most, fmaxf(fabsf(x[i].x), fabsf(x[i].y)));
+      }
+#pragma unroll
+      for (int lanes = 1; lanes < 32; lanes *= 2) {
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
+      }
+      int exponent = 0;
+      if (most > 0 && most < INFINITY) frexpf(most, &exponent);
+      const float shrink = ldexpf(1.0f, -exponent);
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const int pair = lane + 32 * i;
+        if (pair >= kPairs) continue;
+        const int at = pair / 16 * 512 + column * 64 + pair % 16 * 4;
+        const float low = x[i].x * shrink, high = x[i].y * shrink;
+        const float weight = Codes::q_weight(pair % 4);
+        *reinterpret_cast<std::uint32_t*>(q_plain + at) = half2_pack(low, high);
+        *reinterpret_cast<std::uint32_t*>(q_codes + at) = half2_pack(low * weight, high * weight);
+      }
+      if (lane == 0) unit[column] = args.scale_log2 * ldexpf(1.0f, exponent);
+    }
+  }
+};
+
+// The blocks of one warp in a piece: every kWarps'th.
+template <int kBlockBytes>
+struct WarpBlocks {
+  const unsigned long long* pages;
+  long long head;  // of the KV head in a page, in bytes
+
+  __device__ __forceinline__ WarpBlocks(const AttentionArgs& args, const AttentionPiece& piece)
+      : pages(reinterpret_cast<const unsigned long long*>(args.pages) + piece.page_begin),
+        head(static_cast<long long>(piece.kv_head) * kBlockBytes) {}
+  __device__ __forceinline__ const char* at(int block) const {
+    return reinterpret_cast<const char*>(__ldg(pages + block)) + head;
+  }
+};
+
+// Fills the ring of one warp.
+template <class Codes, class Shared>
+struct RingStart {
+  const char* first[Shared::kStages];
+
+  __device__ __forceinline__ RingStart(const AttentionArgs& args, const AttentionPiece& piece,
+                                       int warp) {
+    const WarpBlocks<Codes::kBytes> blocks(args, piece);
+#pragma unroll
+    for (int stage = 0; stage < Shared::kStages; ++stage) {
+      const int block = warp + stage * Shared::kWarps;
+      first[stage] = block < piece.blocks ? blocks.at(block) : nullptr;
+    }
+  }
+  __device__ __forceinline__ void load(BlockRing<Shared::kStages, Codes::kBytes>& ring,
+                                       std::uint32_t loaded) const {
+#pragma unroll
+    for (int stage = 0; stage < Shared::kStages; ++stage) {
+      if (first[stage] != nullptr) {
+        ring.load((loaded + stage) % Shared::kStages, first[stage]);
+      } else {
+        ring.skip();
+      }
+    }
+  }
+};
+
+// Everything of a piece that one warp does after RingStart. Returns false when a V scale was too
+// large for `range`.
+template <class Codes, class Shared>
+__device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const AttentionPiece& piece,
+                                             const RawTokens& raw, char* shared,
+                                             BlockRing<Shared::kStages, Codes::kBytes>& ring,
+                                             std::uint32_t& loaded, int warp, int lane,
+                                             SoftmaxState<Codes::kHeadDim / 16>& state) {
+  constexpr int kStages = Shared::kStages, kWarps = Shared::kWarps;
+  const int j = lane % 4, g = lane / 4;
+  const WarpBlocks<Codes::kBytes> blocks(args, piece);
+  char* slots = shared + warp * Shared::kWarpBytes;
+  const char* q_plain = shared + Shared::kPlain + lane * 16;
+  const float* units = reinterpret_cast<const float*>(shared + Shared::kUnit);
+  const float unit[2] = {units[2 * j], units[2 * j + 1]};
+  int limit[2];  // tokens of the raw list that a column sees
+#pragma unroll
+  for (int column = 0; column < 2; ++column) {
+    const int token = (piece.row_begin + min(2 * j + column, piece.rows - 1)) / args.group;
+    limit[column] = raw.tokens - (args.query_tokens - 1 - token);
+  }
+  // The tiles go to the warps that have the fewest blocks.
+  for (int i = (warp + kWarps - piece.blocks % kWarps) % kWarps; i < piece.tiles; i += kWarps) {
+    const int token = (piece.tile_begin + i) * kTileTokens;
+    attend_raw_tile<Codes::kHeadDim>(
+        [&](int row, bool v) { return raw.row<Codes::kHeadDim>(token + row, v); },
+        [&](int row, int column) { return token + row >= limit[column]; }, args.bf16, unit, q_plain,
+        Codes::kOnesRow, lane, state);
+  }
+  Codes::from_values(state.sums);
+
+  const char* q_codes = shared + Shared::kCodes + lane * 16;
+  const float code_unit[2] = {unit[0] * Codes::kScoreUnit, unit[1] * Codes::kScoreUnit};
+  int next = warp + kStages * kWarps;  // block to load next
+  const char* following = next < piece.blocks ? blocks.at(next) : nullptr;
+#pragma unroll 1
+  for (int i = warp; i < piece.blocks; i += kWarps, ++loaded) {
+    const int stage = loaded % kStages;
+    ring.wait(stage, loaded / kStages % 2);
+    const char* at = slots + stage * Codes::kBytes;
+    Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, unit, code_unit, g, j, lane, state);
+    __syncwarp();
+    if (following != nullptr) {
+      ring.load(stage, following);
+      next += kWarps;
+      following = next < piece.blocks ? blocks.at(next) : nullptr;
+    } else {
+      ring.skip();
+    }
+  }
+  Codes::to_values(state.sums);
+  bool finite = true;
+#pragma unroll
+  for (int m = 0; m < Codes::kHeadDim / 16; ++m) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) finite = finite && fabsf(state.sums[m][i]) < INFINITY;
+  }
+  return __all_sync(~0u, finite);
+}
+
+// A row of results, or of partial ones: of four channels the sum of p times value, and with it the
+// reference and the sum of p.
+struct Merged {
+  float4 value = {0, 0, 0, 0};
+  float top = -INFINITY, total = 0;
+
+  // Adds another; `top` of nothing is -INFINITY, and a merge of nothing with nothing stays that.
+  __device__ __forceinline__ void add(const float4& v, float other_top, float other_total) {
+    if (other_top == -INFINITY) return;
+    const float most = fmaxf(top, other_top);
+    const float a = exp2_fast(top - most), b = exp2_fast(other_top - most);
+    value = {value.x * a + v.x * b, value.y * a + v.y * b, value.z * a + v.z * b,
+             value.w * a + v.w * b};
+    total = total * a + other_total * b;
+    top = most;
+  }
+};
+
+template <int kHeadDim>
+__device__ __forceinline__ void write_result(const AttentionArgs& args, const AttentionPiece& piece,
+                                             int column, int quad, const Merged& merged) {
+  const long long row = query_row(args, piece, column);
+  const float r = 1.0f / merged.total;
+  const float4 o = {merged.value.x * r, merged.value.y * r, merged.value.z * r, merged.value.w * r};
+  const uint2 bits = args.bf16 ? uint2{bf162_pack(o.x, o.y), bf162_pack(o.z, o.w)}
+                               : uint2{half2_pack(o.x, o.y), half2_pack(o.z, o.w)};
+  *reinterpret_cast<uint2*>(args.out + row * kHeadDim + quad * 4) = bits;
+  if (quad == 0 && args.log_sum != nullptr) {
+    args.log_sum[row] = (merged.top + log2f(merged.total)) * 0.693147180559945f;
+  }
+}
+
+// Merges what `sources` warps or thread blocks have for the rows of a piece. Groups of threads take
+// every other source, as many groups as there are threads for.
+//   load(source, item, value): the four channels `item` of a source; returns {top, total} of its
+//   row. finish(column, quad, merged). shared: scratch that no source's load reads after the
+//   barrier here.
+template <int kHeadDim, int kThreads, int kAtOnce, class Load, class Finish>
+__device__ __forceinline__ void merge_sources(int rows, int sources, char* shared, const Load& load,
+                                              const Finish& finish) {
+  constexpr int kQuads = kHeadDim / 4;
+  const int items = rows * kQuads, groups = max(1, kThreads / items);
+  const auto merge = [&](int item, int group) {
+    Merged merged;
+    for (int begin = group; begin < sources; begin += kAtOnce * groups) {
+      float2 top[kAtOnce];
+      float4 value[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        top[i] = load(min(begin + i * groups, sources - 1), item, value[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (begin + i * groups < sources) merged.add(value[i], top[i].x, top[i].y);
+      }
+    }
+    return merged;
+  };
+  if (groups == 1) {
+    for (int item = threadIdx.x; item < items; item += kThreads) {
+      finish(item / kQuads, item % kQuads, merge(item, 0));
+    }
+    return;
+  }
+  const int group = threadIdx.x / items, item = threadIdx.x % items;
+  Merged merged;
+  if (group < groups) merged = merge(item, group);
+  __syncthreads();
+  auto* values = reinterpret_cast<float4*>(shared);  // [groups][items]
+  auto* tops = reinterpret_cast<float2*>(values + kThreads);
+  if (group > 0 && group < groups) {
+    values[threadIdx.x] = merged.value;
+    tops[threadIdx.x] = {merged.top, merged.total};
+  }
+  __syncthreads();
+  if (group != 0) return;
+  for (int other = 1; other < groups; ++other) {
+    const float2 top = tops[other * items + item];
+    merged.add(values[other * items + item], top.x, top.y);
+  }
+  finish(item / kQuads, item % kQuads, merged);
+}
+
+template <class Codes, int kWarps, int kStages, int kBlocksPerSm>
+__global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
+    decode_attention_kernel(const __grid_constant__ AttentionArgs args) {
+  using Shared = AttentionShared<Codes, kWarps, kStages>;
+  constexpr int kHeadDim = Codes::kHeadDim, kQuads = kHeadDim / 4;
+  extern __shared__ __align__(128) char shared[];
+  const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32;
+  const AttentionPiece piece = args.pieces[blockIdx.x];
+  if (piece.rows == 0) return;
+
+  const RingStart<Codes, Shared> start(args, piece, warp);
+  QueryLoad<kHeadDim, kWarps> queries;
+  queries.fetch(args, piece, warp, lane);
+  const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
+  BlockRing<kStages, Codes::kBytes> ring(
+      shared + warp * Shared::kWarpBytes,
+      reinterpret_cast<std::uint64_t*>(shared + Shared::kFull) + warp * kStages, lane);
+  std::uint32_t loaded = 0;  // blocks that went through the ring
+  start.load(ring, loaded);
+  queries.template store<Codes>(args, shared + Shared::kCodes, shared + Shared::kPlain,
+                                reinterpret_cast<float*>(shared + Shared::kUnit), warp, lane);
+  if (threadIdx.x < 16) {
+    reinterpret_cast<std::uint32_t*>(shared + Shared::kOnes)[threadIdx.x] =
+        threadIdx.x < 8 ? 0x3c003c00u : 0;
+  }
+  __syncthreads();
+
+  SoftmaxState<kHeadDim / 16> state{kUsualRange};
+  if (!attend_piece<Codes, Shared>(args, piece, raw, shared, ring, loaded, warp, lane, state)) {
+    state = SoftmaxState<kHeadDim / 16>{kLargeScalesRange};
+    RingStart<Codes, Shared>(args, piece, warp).load(ring, loaded);
+    attend_piece<Codes, Shared>(args, piece, raw, shared, ring, loaded, warp, lane, state);
+  }
+
+  // This warp's result, into its own slots.
+  const int g = lane / 4, j = lane % 4;
+  float* tops = reinterpret_cast<float*>(shared + Shared::kTops);
+  float* totals = reinterpret_cast<float*>(shared + Shared::kTotals);
+  float4* mine = reinterpret_cast<float4*>(shared + warp * Shared::kWarpBytes);
+  __syncwarp();
+#pragma unroll
+  for (int column = 0; column < 2; ++column) {
+    const float total = __shfl_sync(~0u, state.totals[column], Codes::kOnesRow * 4 + j);
+    const bool nothing = state.top[column] == SoftmaxState<1>::kNothing;
+    if (g == 0) {
+      tops[warp * kColumns + 2 * j + column] =
+          nothing ? -INFINITY : state.top[column] - state.range.headroom;
+      totals[warp * kColumns + 2 * j + column] = total;
+    }
+#pragma unroll
+    for (int w = 0; w < kHeadDim / 32; ++w) {
+      const float min = __shfl_sync(~0u, state.totals[column],
+                                    Codes::min_row(w) < 0 ? 0 : Codes::min_row(w) * 4 + j);
+      const float add = Codes::min_row(w) < 0 ? 0.0f : min;
+      mine[(2 * j + column) * kQuads + 8 * w + g] = {
+          state.sums[2 * w][column] + add, state.sums[2 * w][2 + column] + add,
+          state.sums[2 * w + 1][column] + add, state.sums[2 * w + 1][2 + column] + add};
+    }
+  }
+  __syncthreads();
+
+  merge_sources<kHeadDim, kWarps * 32, 4>(
+      piece.rows, kWarps, shared,
+      [&](int source, int item, float4& value) {
+        value = reinterpret_cast<const float4*>(shared + source * Shared::kWarpBytes)[item];
+        const int at = source * kColumns + item / kQuads;
+        return float2{tops[at], totals[at]};
+      },
+      [&](int column, int quad, const Merged& merged) {
+        if (piece.partials == 1) {
+          write_result<kHeadDim>(args, piece, column, quad, merged);
+          return;
+        }
+        const long long at = static_cast<long long>(piece.partial) * kColumns + column;
+        __stcg(reinterpret_cast<float4*>(args.partial_sums) + at * kQuads + quad, merged.value);
+        if (quad == 0) __stcg(args.partial_tops + at, float2{merged.top, merged.total});
+      });
+  if (piece.partials == 1) return;
+
+  __syncthreads();
+  int* last = reinterpret_cast<int*>(shared + Shared::kLast);
+  if (threadIdx.x == 0) {
+    unsigned arrived;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0,[%1],1;"
+                 : "=r"(arrived)
+                 : "l"(args.counters + piece.counter)
+                 : "memory");
+    *last = arrived + 1 == static_cast<unsigned>(piece.partials);
+    if (*last) args.counters[piece.counter] = 0;
+  }
+  __syncthreads();
+  if (!*last) return;
+  // The last thread block of those that share rows merges what all have left.
+  const float2* all_tops = args.partial_tops + piece.first_partial * kColumns;
+  const float4* all_sums = reinterpret_cast<const float4*>(args.partial_sums) +
+                           static_cast<long long>(piece.first_partial) * kColumns * kQuads;
+  merge_sources<kHeadDim, kWarps * 32, 8>(
+      piece.rows, piece.partials, shared,
+      [&](int source, int item, float4& value) {
+        value = __ldcg(all_sums + static_cast<long long>(source) * kColumns * kQuads + item);
+        return __ldcg(all_tops + source * kColumns + item / kQuads);
+      },
+      [&](int column, int quad, const Merged& merged) {
+        write_result<kHeadDim>(args, piece, column, quad, merged);
+      });
+}
+
+}  // namespace kvferry::kernels

@@ -1,0 +1,115 @@
+#include "kernels/attention_plan.h"
+
+#include <map>
+#include <random>
+#include <utility>
+
+#include "gtest/gtest.h"
+
+namespace kvferry::kernels {
+namespace {
+
+constexpr int kSlots = 528;
+
+int Tiles(const AttentionLength& length) {
+  return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
+}
+
+// Every block and tile of every sequence, KV head and row is in exactly one piece, in order, and
+// the pieces of one of them know of each other.
+void ExpectCovers(const AttentionPlan& plan, const std::vector<AttentionLength>& lengths,
+                  const AttentionShape& shape) {
+  std::map<int, std::map<int, AttentionPiece>> by_counter;  // then by partial
+  for (const AttentionPiece& piece : plan.pieces) {
+    EXPECT_GT(piece.blocks + piece.tiles, 0) << "an empty piece";
+    EXPECT_TRUE(by_counter[piece.counter].emplace(piece.partial, piece).second);
+  }
+  EXPECT_EQ(by_counter.size(), static_cast<std::size_t>(plan.counters));
+  std::map<std::pair<int, int>, int> rows;  // by sequence and head
+  for (const auto& [counter, pieces] : by_counter) {
+    const AttentionPiece& first = pieces.begin()->second;
+    const AttentionLength& length = lengths[first.sequence];
+    int block = length.page_begin, tile = 0, partial = first.first_partial;
+    for (const auto& [index, piece] : pieces) {
+      EXPECT_EQ(index, partial++);
+      EXPECT_EQ(piece.sequence, first.sequence);
+      EXPECT_EQ(piece.kv_head, first.kv_head);
+      EXPECT_EQ(piece.row_begin, first.row_begin);
+      EXPECT_EQ(piece.rows, first.rows);
+      EXPECT_EQ(piece.first_partial, first.first_partial);
+      EXPECT_EQ(piece.partials, static_cast<int>(pieces.size()));
+      EXPECT_EQ(piece.page_begin, block);
+      EXPECT_EQ(piece.tile_begin, tile);
+      block += piece.blocks;
+      tile += piece.tiles;
+    }
+    EXPECT_EQ(block, length.page_begin + length.blocks);
+    EXPECT_EQ(tile, Tiles(length));
+    EXPECT_LE(first.rows, kColumns);
+    int& covered = rows[{first.sequence, first.kv_head}];
+    covered += first.rows;
+  }
+  EXPECT_EQ(rows.size(), lengths.size() * shape.kv_heads);
+  for (const auto& [where, covered] : rows) EXPECT_EQ(covered, shape.query_rows);
+}
+
+TEST(AttentionPlanTest, CoversEverythingOnceAndStaysWithinItsBounds) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 300; ++round) {
+    AttentionShape shape;
+    shape.kv_heads = 1 + static_cast<int>(random() % 8);
+    shape.query_rows = 1 + static_cast<int>(random() % 20);
+    shape.slots = round % 3 == 0 ? 1 + static_cast<int>(random() % 20) : kSlots;
+    shape.warps = 1 + static_cast<int>(random() % 4);
+    shape.tile_cost = 0.25f * static_cast<float>(1 + random() % 10);
+    std::vector<AttentionLength> lengths(1 + random() % (round % 2 == 0 ? 4 : 90));
+    int page = 0;
+    for (AttentionLength& length : lengths) {
+      length.blocks = static_cast<int>(random() % (random() % 5 == 0 ? 2048 : 30));
+      length.raw_tokens = 1 + static_cast<int>(random() % 200);
+      length.page_begin = page;
+      page += length.blocks;
+    }
+    const AttentionPlan plan = PlanAttention(lengths, shape);
+    ExpectCovers(plan, lengths, shape);
+    const auto most = static_cast<int>(lengths.size() + random() % 3);
+    EXPECT_LE(static_cast<int>(plan.pieces.size()), MaxPieces(most, shape));
+    EXPECT_LE(plan.counters, MaxCounters(most, shape));
+  }
+}
+
+TEST(AttentionPlanTest, OneTokenIsOnePieceOfEachHead) {
+  const AttentionShape shape = {.kv_heads = 8, .query_rows = 4, .slots = kSlots, .warps = 4};
+  const std::vector<AttentionLength> lengths = {{.blocks = 0, .raw_tokens = 1}};
+  const AttentionPlan plan = PlanAttention(lengths, shape);
+  EXPECT_EQ(plan.pieces.size(), 8u);
+  ExpectCovers(plan, lengths, shape);
+  EXPECT_TRUE(PlanAttention({}, shape).pieces.empty());
+}
+
+TEST(AttentionPlanTest, ALongSequenceFillsTheDevice) {
+  const AttentionShape shape = {.kv_heads = 8, .query_rows = 4, .slots = kSlots, .warps = 4};
+  const std::vector<AttentionLength> lengths = {{.blocks = 2047, .raw_tokens = 68}};
+  const AttentionPlan plan = PlanAttention(lengths, shape);
+  EXPECT_LE(plan.pieces.size(), static_cast<std::size_t>(kSlots));
+  EXPECT_GE(plan.pieces.size(), static_cast<std::size_t>(kSlots) * 9 / 10);
+  ExpectCovers(plan, lengths, shape);
+}
+
+TEST(AttentionPlanTest, TheLongestPieceOfARaggedBatchIsNotMuchLongerThanTheMean) {
+  const AttentionShape shape = {.kv_heads = 8, .query_rows = 4, .slots = kSlots, .warps = 4};
+  std::vector<AttentionLength> lengths(256, {.blocks = 14, .raw_tokens = 68});
+  lengths[100].blocks = 2047;
+  const AttentionPlan plan = PlanAttention(lengths, shape);
+  ExpectCovers(plan, lengths, shape);
+  int longest = 0;
+  double sum = 0;
+  for (const AttentionPiece& piece : plan.pieces) {
+    longest = std::max(longest, piece.blocks);
+    sum += piece.blocks;
+  }
+  EXPECT_LE(longest, sum / kSlots) << "one piece would keep the device waiting";
+}
+
+}  // namespace
+}  // namespace kvferry::kernels

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "bench/gpu_graph.h"
 #include "bench/report.h"
 #include "common/status_macros.h"
 #include "kernels/adopt_chunk.h"
@@ -39,67 +40,6 @@ constexpr std::uint32_t kChunkBytes = 8 << 20;
 struct Options {
   int replays = 60;
   std::string out;
-};
-
-struct Quantiles {
-  double p10 = 0, median = 0, p90 = 0;
-};
-Quantiles QuantilesOf(std::vector<double> samples) {
-  std::sort(samples.begin(), samples.end());
-  const auto at = [&](double q) {
-    return samples[static_cast<std::size_t>(q * (samples.size() - 1))];
-  };
-  return {at(0.1), at(0.5), at(0.9)};
-}
-
-// A captured sequence of launches that touches `bytes` bytes.
-class Graph {
- public:
-  static absl::StatusOr<Graph> Capture(double bytes, Stream& stream,
-                                       const std::function<absl::Status()>& launch) {
-    KVF_RETURN_IF_ERROR(kernels::CudaStatus(
-        cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal), "begin capture"));
-    const absl::Status status = launch();
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream.get(), &graph);
-    KVF_RETURN_IF_ERROR(status);
-    KVF_RETURN_IF_ERROR(kernels::CudaStatus(ended, "end capture"));
-    Graph result(bytes);
-    KVF_RETURN_IF_ERROR(
-        kernels::CudaStatus(cudaGraphInstantiate(&result.graph_, graph, 0), "instantiate"));
-    cudaGraphDestroy(graph);
-    return result;
-  }
-  Graph(Graph&& other) noexcept
-      : bytes_(other.bytes_),
-        graph_(std::exchange(other.graph_, nullptr)),
-        samples_(std::move(other.samples_)) {}
-  ~Graph() {
-    if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-  }
-
-  // Adds a sample in bytes per second.
-  absl::Status Replay(Stream& stream) {
-    KVF_ASSIGN_OR_RETURN(kernels::Event begin, kernels::Event::Create(true));
-    KVF_ASSIGN_OR_RETURN(kernels::Event end, kernels::Event::Create(true));
-    KVF_RETURN_IF_ERROR(begin.Record(stream));
-    KVF_RETURN_IF_ERROR(kernels::CudaStatus(cudaGraphLaunch(graph_, stream.get()), "replay"));
-    KVF_RETURN_IF_ERROR(end.Record(stream));
-    KVF_RETURN_IF_ERROR(end.Synchronize());
-    KVF_ASSIGN_OR_RETURN(const absl::Duration time, end.Since(begin));
-    samples_.push_back(bytes_ / absl::ToDoubleSeconds(time));
-    return absl::OkStatus();
-  }
-  void Forget() { samples_.clear(); }
-  Quantiles rate() const { return QuantilesOf(samples_); }
-  double bytes() const { return bytes_; }
-
- private:
-  explicit Graph(double bytes) : bytes_(bytes) {}
-
-  double bytes_;
-  cudaGraphExec_t graph_ = nullptr;
-  std::vector<double> samples_;
 };
 
 // Random K and V of one layer.
@@ -247,7 +187,7 @@ class Bench {
     KVF_ASSIGN_OR_RETURN(Graph checked, capture(true));
     KVF_ASSIGN_OR_RETURN(Graph unchecked, capture(false));
     KVF_ASSIGN_OR_RETURN(Graph copy, CopyGraph());
-    KVF_RETURN_IF_ERROR(Interleave({&checked, &copy, &unchecked}));
+    KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, {&checked, &copy, &unchecked}));
     Add(absl::StrCat("quantize + pack + CRC32C, ", spec.k_bits, " bit, 32k tokens x 8 heads"),
         checked, copy, ">= 0.85", report);
     Add(absl::StrCat("quantize + pack without a checksum, ", spec.k_bits, " bit"), unchecked, copy,
@@ -300,23 +240,12 @@ class Bench {
                            return absl::OkStatus();
                          }));
     KVF_ASSIGN_OR_RETURN(Graph copy, CopyGraph());
-    KVF_RETURN_IF_ERROR(Interleave({&together, &copy, &single}));
+    KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, {&together, &copy, &single}));
     const std::string what = absl::StrCat(", pages of ", page, " bytes");
     Add(absl::StrCat("adopt + check, 32 chunks of 8 MiB in a launch", what), together, copy,
         ">= 0.7", report);
     Add(absl::StrCat("adopt + check, a launch for each chunk", what), single, copy, ">= 0.7",
         report);
-    return absl::OkStatus();
-  }
-
-  // Takes turns, so that all meet the same clocks.
-  absl::Status Interleave(const std::vector<Graph*>& graphs) {
-    for (int i = 0; i < options_.replays + 3; ++i) {
-      for (Graph* graph : graphs) {
-        if (i == 3) graph->Forget();
-        KVF_RETURN_IF_ERROR(graph->Replay(stream_));
-      }
-    }
     return absl::OkStatus();
   }
 

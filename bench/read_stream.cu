@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int stage = 0; stage < kStages; ++stage) load(stage, block + stage * step);
   std::uint32_t sum = 0;
   for (std::uint32_t i = 0; block < blocks; ++i, block += step) {
-    ring.wait(i % kStages, i / kStages % 2);
-    sum ^= *reinterpret_cast<const std::uint32_t*>(slots + i % kStages * kBlockBytes + lane * 4);
+    const char* at = ring.wait(i % kStages, i / kStages % 2);
+    sum ^= *reinterpret_cast<const std::uint32_t*>(at + lane * 4);
     __syncwarp();
     load(i % kStages, block + kStages * step);
   }

@@ -6,10 +6,16 @@ namespace kvferry::kernels {
 
 std::span<const AttentionVariant> AttentionVariantsD128() {
   static const std::array variants = {
-      scalar_variant<128, 2, 2, 64, 128>(), scalar_variant<128, 4, 4, 64, 128>(),
-      scalar_variant<128, 4, 2, 64, 128>(), scalar_variant<128, 2, 4, 64, 128>(),
-      scalar_variant<128, 8, 8, 64, 128>(), scalar_variant<128, 8, 4, 64, 128>(),
-      scalar_variant<128, 2, 2, 32, 32>(),  scalar_variant<128, 4, 4, 32, 32>(),
+      raw_variant<128>(),
+      int8_variant<128>(),
+      scalar_variant<128, 2, 2, 64, 128>(),
+      scalar_variant<128, 4, 4, 64, 128>(),
+      scalar_variant<128, 4, 2, 64, 128>(),
+      scalar_variant<128, 2, 4, 64, 128>(),
+      scalar_variant<128, 8, 8, 64, 128>(),
+      scalar_variant<128, 8, 4, 64, 128>(),
+      scalar_variant<128, 2, 2, 32, 32>(),
+      scalar_variant<128, 4, 4, 32, 32>(),
       scalar_variant<128, 4, 2, 32, 32>(),
   };
   return variants;

@@ -6,9 +6,14 @@ namespace kvferry::kernels {
 
 std::span<const AttentionVariant> AttentionVariantsD96() {
   static const std::array variants = {
-      scalar_variant<96, 2, 2, 64, 32>(), scalar_variant<96, 4, 4, 64, 32>(),
-      scalar_variant<96, 4, 2, 64, 32>(), scalar_variant<96, 2, 2, 32, 32>(),
-      scalar_variant<96, 4, 4, 32, 32>(), scalar_variant<96, 4, 2, 32, 32>(),
+      raw_variant<96>(),
+      int8_variant<96>(),
+      scalar_variant<96, 2, 2, 64, 32>(),
+      scalar_variant<96, 4, 4, 64, 32>(),
+      scalar_variant<96, 4, 2, 64, 32>(),
+      scalar_variant<96, 2, 2, 32, 32>(),
+      scalar_variant<96, 4, 4, 32, 32>(),
+      scalar_variant<96, 4, 2, 32, 32>(),
   };
   return variants;
 }

@@ -25,7 +25,7 @@ const AttentionVariant* FindAttentionVariant(const codec::BlockSpec& spec) {
   for (const auto& variants : kByHeadDim) {
     for (const AttentionVariant& variant : variants()) {
       codec::BlockSpec same = spec;
-      if (spec.kind != codec::BlockKind::kRaw16) same.raw_type = variant.spec.raw_type;
+      same.raw_type = variant.spec.raw_type;
       if (variant.spec == same) return &variant;
     }
   }
@@ -37,6 +37,14 @@ std::string ListAttentionVariants() {
   for (const auto& variants : kByHeadDim) {
     absl::StrAppend(&list, list.empty() ? "" : "; ", "head_dim ", variants()[0].spec.head_dim, ":");
     for (const AttentionVariant& variant : variants()) {
+      if (variant.spec.kind == codec::BlockKind::kRaw16) {
+        absl::StrAppend(&list, " 16 bit");
+        continue;
+      }
+      if (variant.spec.kind == codec::BlockKind::kInt8) {
+        absl::StrAppend(&list, " int8");
+        continue;
+      }
       absl::StrAppend(&list, " K", variant.spec.k_bits, "V", variant.spec.v_bits, "-GK",
                       variant.spec.k_group_tokens, "-GV", variant.spec.v_group_channels);
     }

@@ -38,6 +38,9 @@ absl::Status Check(const AttentionConfig& config) {
                    config.window_capacity, ", sink_capacity ", config.sink_capacity, ", scale ",
                    config.scale);
   }
+  if (config.spec.kind == codec::BlockKind::kRaw16 && config.spec.raw_type != config.type) {
+    return invalid("blocks and queries have different 16-bit types");
+  }
   return config.spec.Validate();
 }
 

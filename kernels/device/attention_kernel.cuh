@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
-#include "kernels/device/block_ring.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/raw_tokens.cuh"
 #include "kernels/device/softmax_state.cuh"
@@ -23,10 +22,9 @@ struct AttentionShared {
   static constexpr int kWarps = kWarpsOfBlock, kStages = kRingStages;
   static constexpr int kHeadDim = Codes::kHeadDim;
   static constexpr int kMergeBytes = kColumns * kHeadDim * 4;
-  static constexpr int kRingBytes = kWarps * kStages * Codes::kBytes;
   // A warp's own slots are free after its last block and hold its result for the merge.
   static constexpr int kWarpBytes =
-      kStages * Codes::kBytes > kMergeBytes ? kStages* Codes::kBytes : kMergeBytes;
+      kStages * Codes::kSlotBytes > kMergeBytes ? kStages* Codes::kBytes : kMergeBytes;
   static constexpr int kQueryBytes = kHeadDim / 32 * 512;
   static constexpr int kCodes = kWarps * kWarpBytes;   // q for codes
   static constexpr int kPlain = kCodes + kQueryBytes;  // q for values
@@ -122,7 +120,14 @@ struct QueryLoad {
         const float low = x[i].x * shrink, high = x[i].y * shrink;
         const float weight = Codes::q_weight(pair % 4);
         *reinterpret_cast<std::uint32_t*>(q_plain + at) = half2_pack(low, high);
-        *reinterpret_cast<std::uint32_t*>(q_codes + at) = half2_pack(low * weight, high * weight);
+        const std::uint32_t codes = half2_pack(low * weight, high * weight);
+        if constexpr (Codes::q_place(1) == 1) {
+          *reinterpret_cast<std::uint32_t*>(q_codes + at) = codes;
+        } else {
+          auto* lane_codes = reinterpret_cast<std::uint16_t*>(q_codes + at / 16 * 16);
+          lane_codes[Codes::q_place(pair % 4 * 2)] = static_cast<std::uint16_t>(codes);
+          lane_codes[Codes::q_place(pair % 4 * 2 + 1)] = static_cast<std::uint16_t>(codes >> 16);
+        }
       }
       if (lane == 0) unit[column] = args.scale_log2 * ldexpf(1.0f, exponent);
     }
@@ -157,7 +162,7 @@ struct RingStart {
       first[stage] = block < piece.blocks ? blocks.at(block) : nullptr;
     }
   }
-  __device__ __forceinline__ void load(BlockRing<Shared::kStages, Codes::kBytes>& ring,
+  __device__ __forceinline__ void load(typename Codes::template Ring<Shared::kStages>& ring,
                                        std::uint32_t loaded) const {
 #pragma unroll
     for (int stage = 0; stage < Shared::kStages; ++stage) {
@@ -175,13 +180,12 @@ struct RingStart {
 template <class Codes, class Shared>
 __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const AttentionPiece& piece,
                                              const RawTokens& raw, char* shared,
-                                             BlockRing<Shared::kStages, Codes::kBytes>& ring,
+                                             typename Codes::template Ring<Shared::kStages>& ring,
                                              std::uint32_t& loaded, int warp, int lane,
                                              SoftmaxState<Codes::kHeadDim / 16>& state) {
   constexpr int kStages = Shared::kStages, kWarps = Shared::kWarps;
-  const int j = lane % 4, g = lane / 4;
+  const int j = lane % 4;
   const WarpBlocks<Codes::kBytes> blocks(args, piece);
-  char* slots = shared + warp * Shared::kWarpBytes;
   const char* q_plain = shared + Shared::kPlain + lane * 16;
   const float* units = reinterpret_cast<const float*>(shared + Shared::kUnit);
   const float unit[2] = {units[2 * j], units[2 * j + 1]};
@@ -208,9 +212,9 @@ __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const At
 #pragma unroll 1
   for (int i = warp; i < piece.blocks; i += kWarps, ++loaded) {
     const int stage = loaded % kStages;
-    ring.wait(stage, loaded / kStages % 2);
-    const char* at = slots + stage * Codes::kBytes;
-    Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, unit, code_unit, g, j, lane, state);
+    const char* at = ring.wait(stage, loaded / kStages % 2);
+    Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, args.bf16, unit, code_unit, lane,
+                  state);
     __syncwarp();
     if (following != nullptr) {
       ring.load(stage, following);
@@ -327,7 +331,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   QueryLoad<kHeadDim, kWarps> queries;
   queries.fetch(args, piece, warp, lane);
   const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
-  BlockRing<kStages, Codes::kBytes> ring(
+  typename Codes::template Ring<kStages> ring(
       shared + warp * Shared::kWarpBytes,
       reinterpret_cast<std::uint64_t*>(shared + Shared::kFull) + warp * kStages, lane);
   std::uint32_t loaded = 0;  // blocks that went through the ring

@@ -2,6 +2,8 @@
 
 #include "kernels/attention_variants.h"
 #include "kernels/device/attention_kernel.cuh"
+#include "kernels/device/int8_codes.cuh"
+#include "kernels/device/raw_codes.cuh"
 #include "kernels/device/scalar_codes.cuh"
 
 namespace kvferry::kernels {
@@ -16,26 +18,41 @@ AttentionKernel make_kernel() {
       kWarps, AttentionShared<Codes, kWarps, kStages>::kBytes};
 }
 
+// The most warps, of those asked for, whose rings fit into one multiprocessor.
+template <class Codes, int kStages, int kWarps, int... kFewer>
+constexpr int warps_that_fit() {
+  constexpr int bytes = AttentionShared<Codes, kWarps, kStages>::kBytes + kReservedBytes;
+  if constexpr (sizeof...(kFewer) == 0 || bytes <= kMultiprocessorBytes) {
+    return kWarps;
+  } else {
+    return warps_that_fit<Codes, kStages, kFewer...>();
+  }
+}
+
 template <class Codes>
 AttentionVariant make_variant(const codec::BlockSpec& spec) {
-  constexpr int kWarps = 4, kStages = 2;
-  // Registers allow for so many of a small thread block, and for 16 warps of a large one.
+  constexpr int kStages = Codes::kMaxStages;
+  // Registers allow for so many small thread blocks, and for so many warps of a large one.
   constexpr int by_registers = Codes::kHeadDim <= 64 ? 5 : Codes::kHeadDim <= 128 ? 4 : 2;
+  constexpr int small = warps_that_fit<Codes, kStages, 4, 3, 2, 1>();
   constexpr int by_memory =
-      kMultiprocessorBytes / (AttentionShared<Codes, kWarps, kStages>::kBytes + kReservedBytes);
-  constexpr int small = by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
-  constexpr auto fits = [](int warps_bytes) {
-    return warps_bytes + kReservedBytes <= kMultiprocessorBytes - kReservedBytes;
-  };
-  constexpr int large =
-      Codes::kHeadDim <= 128 && fits(AttentionShared<Codes, 16, kStages>::kBytes)   ? 16
-      : Codes::kHeadDim <= 128 && fits(AttentionShared<Codes, 12, kStages>::kBytes) ? 12
-      : fits(AttentionShared<Codes, 8, kStages>::kBytes)                            ? 8
-                                                                                    : 4;
-  return {spec, make_kernel<Codes, kWarps, kStages, small>(),
+      kMultiprocessorBytes / (AttentionShared<Codes, small, kStages>::kBytes + kReservedBytes);
+  constexpr int of_small = by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
+  constexpr int large = Codes::kHeadDim <= 128
+                            ? warps_that_fit<Codes, kStages, 16, 12, 8, 6, 4, small>()
+                            : warps_that_fit<Codes, kStages, 8, 6, 4, small>();
+  return {spec, make_kernel<Codes, small, kStages, of_small>(),
           make_kernel<Codes, large, kStages, 1>()};
 }
 
+template <int kHeadDim>
+AttentionVariant raw_variant() {
+  return make_variant<RawCodes<kHeadDim>>({.kind = codec::BlockKind::kRaw16, .head_dim = kHeadDim});
+}
+template <int kHeadDim>
+AttentionVariant int8_variant() {
+  return make_variant<Int8Codes<kHeadDim>>({.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim});
+}
 template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
 AttentionVariant scalar_variant() {
   return make_variant<ScalarCodes<kHeadDim, kKBits, kVBits, kKGroup, kVGroup>>(

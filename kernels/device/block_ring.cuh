@@ -16,7 +16,7 @@ template <int kStages, int kBlockBytes>
 class BlockRing {
  public:
   __device__ __forceinline__ BlockRing(char* slots, std::uint64_t* full, int lane)
-      : slots_(shared_address(slots)), full_(shared_address(full)), lane_(lane) {
+      : memory_(slots), slots_(shared_address(slots)), full_(shared_address(full)), lane_(lane) {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0,1.0;" : "=l"(policy_));
     if (lane_ == 0) {
 #pragma unroll
@@ -43,15 +43,18 @@ class BlockRing {
         : "memory");
   }
   __device__ __forceinline__ void skip() {}
-  __device__ __forceinline__ void wait(int stage, std::uint32_t phase) {
+  // The block that was loaded into `stage`.
+  __device__ __forceinline__ const char* wait(int stage, std::uint32_t phase) {
     asm volatile(
         "{.reg .pred p; wait_full_%=: mbarrier.try_wait.parity.shared::cta.b64 p,[%0],%1;\n"
         "@p bra is_full_%=; bra wait_full_%=; is_full_%=: }" ::"r"(full_ + stage * 8),
         "r"(phase)
         : "memory");
+    return memory_ + stage * kBlockBytes;
   }
 
  private:
+  const char* memory_;
   std::uint32_t slots_, full_;
   int lane_;
   std::uint64_t policy_;
@@ -63,7 +66,7 @@ template <int kStages, int kBlockBytes>
 class BlockRing {
  public:
   __device__ __forceinline__ BlockRing(char* slots, std::uint64_t*, int lane)
-      : slots_(shared_address(slots)), lane_(lane) {}
+      : memory_(slots), slots_(shared_address(slots)), lane_(lane) {}
   __device__ __forceinline__ void load(int stage, const char* block) {
     const std::uint32_t slot = slots_ + stage * kBlockBytes;
 #pragma unroll
@@ -79,12 +82,14 @@ class BlockRing {
   // In place of load where there is no block left, so that groups are counted alike.
   __device__ __forceinline__ void skip() { asm volatile("cp.async.commit_group;" ::: "memory"); }
   // The group of `stage` is the oldest of kStages.
-  __device__ __forceinline__ void wait(int, std::uint32_t) {
+  __device__ __forceinline__ const char* wait(int stage, std::uint32_t) {
     asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
     __syncwarp();
+    return memory_ + stage * kBlockBytes;
   }
 
  private:
+  const char* memory_;
   std::uint32_t slots_;
   int lane_;
 };

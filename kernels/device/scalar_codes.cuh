@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/device/block_ring.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kvcodec/format.h"
@@ -49,6 +50,10 @@ struct ScalarCodes {
   static constexpr codec::format::ScalarLayout kLayout =
       codec::format::ScalarBlock(kHeadDim, kKBits, kVBits, kKGroup, kVGroup);
   static constexpr int kBytes = kLayout.bytes;
+  static constexpr int kMaxStages = 2;
+  template <int kStages>
+  using Ring = BlockRing<kStages, kBytes>;
+  static constexpr int kSlotBytes = kBytes;
   static constexpr int kGroupsOfW = kHeadDim / 32;
   static constexpr int kKRows = codec::format::kTokens / kKGroup;
   static constexpr int kVGroups = kHeadDim / kVGroup;
@@ -62,16 +67,17 @@ struct ScalarCodes {
   static constexpr float kBoost = 4.0f;
   static constexpr float q_weight(int f) { return kBoost / K::weight(f); }
   static constexpr float kScoreUnit = kSubnormal / kBoost;
+  static constexpr int q_place(int channel) { return channel; }
   // Rows of SoftmaxState::totals, by g: p times V's mins of a group of channels, and p alone.
   static constexpr int kOnesRow = kVGroups;
   static __device__ __forceinline__ int min_row(int w) { return w * 32 / kVGroup; }
 
   // Adds one block to `state`: scores, softmax, values.
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes,
-                                                const char* q_plain, const char* ones,
+                                                const char* q_plain, const char* ones, bool,
                                                 const float (&unit)[2], const float (&code_unit)[2],
-                                                int g, int j, int lane,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                int lane, SoftmaxState<kHeadDim / 16>& state) {
+    const int g = lane / 4, j = lane % 4;
     float scores[4][4], offset[kKRows][2];
     score(block, q_codes, q_plain, j, lane, scores, offset);
 #pragma unroll

@@ -284,12 +284,24 @@ TEST_F(DecodeAttentionTest, LengthsAroundEveryBoundary) {
   }
 }
 
+TEST_F(DecodeAttentionTest, BaselineKinds) {
+  for (const codec::BlockKind kind : {codec::BlockKind::kRaw16, codec::BlockKind::kInt8}) {
+    for (const float v_times : {1.0f, 1e-2f, 300.0f}) {
+      ExpectIsAttention({.spec = {.kind = kind, .head_dim = 128},
+                         .q_heads = 8,
+                         .kv_heads = 2,
+                         .tokens = {1, 5000, 300, 64},
+                         .v_times = v_times});
+    }
+  }
+}
+
 TEST_F(DecodeAttentionTest, GroupsOfQueryHeads) {
   for (const int group : {1, 2, 3, 4, 5, 8, 9, 16}) {
     ExpectIsAttention({.spec = ScalarSpec(128, 2, 2, 64, 128),
                        .q_heads = 2 * group,
                        .kv_heads = 2,
-                       .tokens = {1000, 200}});
+                       .tokens = {9000, 200}});
   }
 }
 
@@ -338,10 +350,10 @@ TEST_F(DecodeAttentionTest, ALongContextAndARaggedBatch) {
 }
 
 TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
-  const Batch batch = {.spec = ScalarSpec(128, 1, 3, 64, 128), .tokens = {1}};
+  const Batch batch = {.spec = ScalarSpec(256, 8, 8, 32, 64), .tokens = {1}};
   const absl::Status missing = DecodeAttention::Create(ConfigOf(batch)).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(missing.message()), testing::HasSubstr("head_dim 128: K2V2-GK64-GV128"));
+  EXPECT_THAT(std::string(missing.message()), testing::HasSubstr("head_dim 128: 16 bit int8 K2V2-GK64-GV128"));
   AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
   config.q_heads = 17;
   EXPECT_EQ(DecodeAttention::Create(config).status().code(), absl::StatusCode::kInvalidArgument);

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/pointer_ring.cuh"
+#include "kernels/device/raw_tokens.cuh"
+#include "kvcodec/format.h"
+
+namespace kvferry::kernels {
+
+// Attention on blocks of kind kRaw16, whose values are of the type of q: the baseline codecs fp16
+// and bf16. Read into registers like the window, by many warps: a ring of blocks of 32 KiB would
+// leave room for few.
+template <int kHeadDimension>
+struct RawCodes {
+  static constexpr int kHeadDim = kHeadDimension;
+  static constexpr codec::format::Raw16Layout kLayout = codec::format::Raw16Block(kHeadDim);
+  static constexpr int kBytes = kLayout.bytes;
+  static constexpr int kMaxStages = 1;
+  template <int kStages>
+  using Ring = PointerRing;
+  static constexpr int kSlotBytes = 0;  // of shared memory, for a block
+  static constexpr float kScoreUnit = 1.0f;
+  static constexpr int kOnesRow = 0;
+  static constexpr float q_weight(int) { return 1.0f; }
+  static constexpr int q_place(int channel) { return channel; }
+  static __device__ __forceinline__ int min_row(int) { return -1; }
+
+  static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
+                                                const char*, bool bf16, const float (&unit)[2],
+                                                const float (&)[2], int lane,
+                                                SoftmaxState<kHeadDim / 16>& state) {
+#pragma unroll 1
+    for (int tile = 0; tile < codec::format::kTiles; ++tile) {
+      attend_raw_tile<kHeadDim>(
+          [&](int row, bool v) {
+            return reinterpret_cast<const std::uint16_t*>(block + (v ? kLayout.v : kLayout.k)) +
+                   (tile * kTileTokens + row) * kHeadDim;
+          },
+          [](int, int) { return false; }, bf16, unit, q_plain, kOnesRow, lane, state);
+    }
+  }
+  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
+  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
+};
+
+}  // namespace kvferry::kernels

@@ -44,7 +44,10 @@ absl::Status Check(const AttentionConfig& config) {
   return config.spec.Validate();
 }
 
-// What a tile of 16-bit tokens takes beside a block: its bytes come without a ring.
+// A warp of a large thread block reads a tile while its first blocks are on their way.
+constexpr float kHiddenTileCost = 0.1f;
+
+// What a tile of 16-bit tokens takes in a small one, in blocks: its bytes come without a ring.
 float TileCost(const codec::BlockSpec& spec) {
   constexpr float kExposed = 1.5f;
   return kExposed * static_cast<float>(codec::Raw16Bytes(kTileTokens, 1, spec.head_dim)) /
@@ -156,7 +159,8 @@ class CudaDecodeAttention : public DecodeAttention {
   std::optional<Event> copied_;
 };
 
-absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfig& config) {
+absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfig& config,
+                             float tile_cost) {
   int device = 0, blocks = 0;
   KVF_RETURN_IF_ERROR(CudaStatus(cudaGetDevice(&device), "device of decode_attention"));
   KVF_ASSIGN_OR_RETURN(const DeviceInfo info, GetDevice(device));
@@ -173,7 +177,7 @@ absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfi
   placed.shape.query_rows = config.q_heads / config.kv_heads * config.query_tokens;
   placed.shape.slots = std::max(1, blocks) * info.multiprocessors;
   placed.shape.warps = kernel.warps;
-  placed.shape.tile_cost = TileCost(config.spec);
+  placed.shape.tile_cost = tile_cost;
   return placed;
 }
 
@@ -190,9 +194,11 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
         static_cast<int>(config.spec.kind), " at head_dim ", config.spec.head_dim,
         " is not compiled; there are ", ListAttentionVariants()));
   }
-  KVF_ASSIGN_OR_RETURN(const Placed many_heads, Place(variant->many_heads, config));
+  KVF_ASSIGN_OR_RETURN(const Placed many_heads,
+                       Place(variant->many_heads, config, TileCost(config.spec)));
   Placed few_heads = many_heads;  // where shared memory is too small for the large thread block
-  if (auto placed = Place(variant->few_heads, config); placed.ok()) few_heads = *placed;
+  if (auto placed = Place(variant->few_heads, config, kHiddenTileCost); placed.ok())
+    few_heads = *placed;
   auto attention = std::make_unique<CudaDecodeAttention>(config, many_heads, few_heads);
   KVF_RETURN_IF_ERROR(attention->Allocate());
   return attention;

@@ -40,6 +40,19 @@ PinnedBuffer::~PinnedBuffer() {
   if (data_ != nullptr) cudaFreeHost(data_);
 }
 
+absl::StatusOr<RegisteredMemory> RegisteredMemory::Register(std::span<std::byte> memory) {
+  if (memory.empty()) return RegisteredMemory(nullptr);
+  KVF_RETURN_IF_ERROR(
+      CudaStatus(cudaHostRegister(memory.data(), memory.size(),
+                                  cudaHostRegisterPortable | cudaHostRegisterMapped),
+                 absl::StrFormat("page-lock of %d bytes of host memory", memory.size())));
+  return RegisteredMemory(memory.data());
+}
+
+RegisteredMemory::~RegisteredMemory() {
+  if (data_ != nullptr) cudaHostUnregister(data_);
+}
+
 absl::Status CopyAsync(void* to, const void* from, std::size_t bytes, Stream& stream) {
   return CudaStatus(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.get()),
                     "cudaMemcpyAsync");

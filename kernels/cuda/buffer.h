@@ -72,6 +72,27 @@ class PinnedBuffer {
   std::size_t bytes_ = 0;
 };
 
+// Host memory of somebody else, page-locked for as long as this lives: the GPU then reads and
+// writes it without staging. Dies before the memory.
+class RegisteredMemory {
+ public:
+  // kResourceExhausted: the system locks no more (ulimit -l). kInvalidArgument: locked already.
+  static absl::StatusOr<RegisteredMemory> Register(std::span<std::byte> memory);
+
+  RegisteredMemory(RegisteredMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)) {}
+  RegisteredMemory& operator=(RegisteredMemory&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~RegisteredMemory();
+
+ private:
+  explicit RegisteredMemory(std::byte* data) : data_(data) {}
+
+  std::byte* data_ = nullptr;
+};
+
 // Copies between host and device, or device and device, in `stream`'s order. With pageable host
 // memory the call may block; `from` must stay unchanged and `to` alive until the stream is there.
 absl::Status CopyAsync(void* to, const void* from, std::size_t bytes, Stream& stream);

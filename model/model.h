@@ -41,6 +41,20 @@ class DecodeAttention {
                                        const std::uint16_t* v, float* out) = 0;
 };
 
+// The same for a cache in the memory of the model's GPU: all pointers are of that memory, 16-byte
+// aligned, and everything happens in the order of LoadOptions::stream, of which nothing is waited
+// for.
+class DeviceDecodeAttention {
+ public:
+  virtual ~DeviceDecodeAttention() = default;
+  // The 16-bit type of all values.
+  virtual codec::Raw16 raw_type() const = 0;
+  //   q, out: [sequences, q_heads, head_dim]. k, v: [sequences, kv_heads, head_dim]. All
+  //   contiguous; q and k after RoPE.
+  virtual absl::Status AppendAndAttend(int layer, const std::uint16_t* q, const std::uint16_t* k,
+                                       const std::uint16_t* v, std::uint16_t* out) = 0;
+};
+
 // One prompt on its way through the model, with exact attention over its own uncompressed K and V,
 // in chunks. Thread: one at a time.
 class PrefillSession {
@@ -61,8 +75,7 @@ class PrefillSession {
 };
 
 // Weights and the forward pass. DecodeAttention gets host memory, also from a model on a GPU.
-// Thread: PrefillSessions and DecodeStep of one Model may not run at
-// the same time.
+// Thread: PrefillSessions and decode steps of one Model may not run at the same time.
 class Model {
  public:
   virtual ~Model() = default;
@@ -83,6 +96,14 @@ class Model {
   virtual absl::Status DecodeStep(std::span<const std::int32_t> tokens,
                                   std::span<const std::int32_t> positions,
                                   DecodeAttention& attention, std::span<float> logits) = 0;
+  // The same with a cache on the model's GPU. After an error, work may still be on the stream.
+  // kUnimplemented: this model does not compute on a device.
+  virtual absl::Status DecodeStepOnDevice(std::span<const std::int32_t> /*tokens*/,
+                                          std::span<const std::int32_t> /*positions*/,
+                                          DeviceDecodeAttention& /*attention*/,
+                                          std::span<float> /*logits*/) {
+    return absl::UnimplementedError("this model has no decode step on a device");
+  }
 };
 
 }  // namespace kvferry::model

@@ -3,6 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
+#include "common/status_macros.h"
+#include "kvcodec/half.h"
 #include "tests/model/run_model.h"
 
 namespace kvferry::model {
@@ -48,6 +52,50 @@ TEST_P(DeviceModelTest, DecodeStepsContinueThePrompt) {
     const auto one = std::span(logits.back()).subspan(i * expected_.size(), expected_.size());
     EXPECT_LT(LargestDifference(one, expected_), 0.05);  // K and V are rounded to bf16
   }
+}
+
+// A cache "on the device" where that is the CPU.
+class AttentionOnDevice : public DeviceDecodeAttention {
+ public:
+  explicit AttentionOnDevice(const ModelConfig& config)
+      : config_(config), exact_(config, 1, codec::Raw16::kBf16) {}
+
+  ExactAttention& exact() { return exact_; }
+  codec::Raw16 raw_type() const override { return codec::Raw16::kBf16; }
+  absl::Status AppendAndAttend(int layer, const std::uint16_t* q, const std::uint16_t* k,
+                               const std::uint16_t* v, std::uint16_t* out) override {
+    const auto values = static_cast<std::size_t>(config_.q_heads) * config_.head_dim;
+    std::vector<float> queries(values), attended(values);
+    std::transform(q, q + values, queries.begin(), codec::FloatFromBf16);
+    KVF_RETURN_IF_ERROR(exact_.AppendAndAttend(layer, queries.data(), k, v, attended.data()));
+    std::transform(attended.begin(), attended.end(), out, codec::Bf16FromFloat);
+    return absl::OkStatus();
+  }
+
+ private:
+  const ModelConfig config_;
+  ExactAttention exact_;
+};
+
+TEST_P(DeviceModelTest, DecodeStepsOnTheDeviceContinueThePrompt) {
+  constexpr std::size_t kSteps = 10;
+  const auto model = LoadOnCpu(GetParam().first, ComputeType::kFp32);
+  const std::size_t prompt = ids_.size() - kSteps;
+  AttentionOnDevice attention(model->config());
+  PromptLogits(
+      *model, std::span(ids_).first(prompt), prompt,
+      [&](int layer, const codec::KvView& kv) {
+        attention.exact().Append(layer, 0, kv);
+        return absl::OkStatus();
+      },
+      codec::Raw16::kBf16);
+  std::vector<float> logits(expected_.size());
+  for (std::size_t i = prompt; i < ids_.size(); ++i) {
+    const std::vector<std::int32_t> token = {ids_[i]}, position = {static_cast<int>(i)};
+    const absl::Status status = model->DecodeStepOnDevice(token, position, attention, logits);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  EXPECT_LT(LargestDifference(logits, expected_), 0.1);  // all 16-bit values are bf16
 }
 
 TEST_P(DeviceModelTest, Bf16IsClose) {

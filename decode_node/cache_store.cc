@@ -11,14 +11,14 @@ namespace kvferry::decode {
 namespace {
 
 absl::StatusOr<std::vector<codec::BlockSpec>> MakeSpecs(const CacheStoreOptions& options,
-                                                        const codec::Backend& backend) {
+                                                        const CacheMemory& memory) {
   std::vector<codec::BlockSpec> specs;
   for (int layer = 0; layer < options.geometry.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(specs.emplace_back(),
                          options.codec.ForLayer(layer, options.geometry.head_dim));
-    if (absl::Status status = backend.Supports(specs.back()); !status.ok()) {
+    if (absl::Status status = memory.Supports(specs.back()); !status.ok()) {
       return absl::InvalidArgumentError(absl::StrCat("codec: \"", options.codec.name, "\", layer ",
-                                                     layer, ", on backend ", backend.name(), ": ",
+                                                     layer, ", on backend ", memory.name(), ": ",
                                                      status.message()));
     }
   }
@@ -28,8 +28,8 @@ absl::StatusOr<std::vector<codec::BlockSpec>> MakeSpecs(const CacheStoreOptions&
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Create(const CacheStoreOptions& options,
-                                                               const codec::Backend& backend) {
-  KVF_ASSIGN_OR_RETURN(std::vector<codec::BlockSpec> specs, MakeSpecs(options, backend));
+                                                               CacheMemory& memory) {
+  KVF_ASSIGN_OR_RETURN(std::vector<codec::BlockSpec> specs, MakeSpecs(options, memory));
   std::uint64_t row_bytes = 0;
   for (const codec::BlockSpec& spec : specs) {
     row_bytes += codec::PageBytes(spec, options.geometry.kv_heads);
@@ -44,22 +44,23 @@ absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Create(const CacheStoreO
       cache::BlockPool books,
       cache::BlockPool::Create(options.geometry.layers, static_cast<std::uint32_t>(rows)));
   std::unique_ptr<CacheStore> store(new CacheStore(
-      options, backend, std::move(specs), static_cast<std::uint32_t>(rows), std::move(books)));
-  absl::StatusOr<HostMemory> pool = HostMemory::Map(rows * row_bytes);
+      options, memory, std::move(specs), static_cast<std::uint32_t>(rows), std::move(books)));
+  const absl::StatusOr<std::byte*> pool = memory.Allocate(rows * row_bytes);
   if (!pool.ok()) {
     return absl::Status(pool.status().code(),
                         absl::StrCat("pool_bytes: ", pool.status().message()));
   }
-  store->pool_ = *std::move(pool);
+  store->pool_ = *pool;
+  store->pool_bytes_ = rows * row_bytes;
   return store;
 }
 
-CacheStore::CacheStore(const CacheStoreOptions& options, const codec::Backend& backend,
+CacheStore::CacheStore(const CacheStoreOptions& options, CacheMemory& memory,
                        std::vector<codec::BlockSpec> specs, std::uint32_t rows,
                        cache::BlockPool books)
     : codec_(options.codec),
       geometry_(options.geometry),
-      backend_(backend),
+      memory_(memory),
       specs_(std::move(specs)),
       total_rows_(rows),
       books_(std::move(books)) {
@@ -78,39 +79,42 @@ CacheStore::~CacheStore() {
 
 std::span<std::byte> CacheStore::Page(cache::RowIdx row, int layer) const {
   const std::size_t bytes = page_bytes_[layer];
-  return pool_.bytes().subspan(layer_offset_[layer] + bytes * static_cast<std::uint32_t>(row),
-                               bytes);
+  return {layer_pages(layer) + bytes * static_cast<std::uint32_t>(row), bytes};
+}
+
+std::int64_t CacheStore::layer_elements() const {
+  const std::int64_t tokens = codec_.window.sinks + codec::WindowCapacity(codec_.window);
+  return 2 * tokens * geometry_.kv_heads * geometry_.head_dim;
 }
 
 std::size_t CacheStore::BufferBytes() const {
-  const int tokens = codec_.window.sinks + codec::WindowCapacity(codec_.window);
-  return geometry_.layers * codec::Raw16Bytes(tokens, geometry_.kv_heads, geometry_.head_dim);
+  return sizeof(std::uint16_t) * geometry_.layers * layer_elements();
 }
 
 absl::StatusOr<std::unique_ptr<StoredSequence>> CacheStore::Reserve(int prompt_tokens,
                                                                     int max_new_tokens) {
   std::vector<cache::RowIdx> rows;
-  HostMemory buffer;
+  std::byte* buffer = nullptr;
   {
     absl::MutexLock lock(&mutex_);
     KVF_ASSIGN_OR_RETURN(
         rows, books_.Reserve(cache::RowsNeeded(prompt_tokens, max_new_tokens, codec_.window)));
     if (!free_buffers_.empty()) {
-      buffer = std::move(free_buffers_.back());
+      buffer = free_buffers_.back();
       free_buffers_.pop_back();
     }
   }
-  if (buffer.bytes().empty()) {
-    absl::StatusOr<HostMemory> fresh = HostMemory::Map(BufferBytes());
+  if (buffer == nullptr) {
+    const absl::StatusOr<std::byte*> fresh = memory_.Allocate(BufferBytes());
     if (!fresh.ok()) {
       absl::MutexLock lock(&mutex_);
       for (const cache::RowIdx row : rows) KVF_RETURN_IF_ERROR(books_.Free(row));
       return fresh.status();
     }
-    buffer = *std::move(fresh);
+    buffer = *fresh;
   }
   std::unique_ptr<StoredSequence> sequence(
-      new StoredSequence(*this, prompt_tokens, max_new_tokens, std::move(rows), std::move(buffer)));
+      new StoredSequence(*this, prompt_tokens, max_new_tokens, std::move(rows), buffer));
   absl::MutexLock lock(&mutex_);
   live_.insert(sequence.get());
   return sequence;
@@ -119,7 +123,7 @@ absl::StatusOr<std::unique_ptr<StoredSequence>> CacheStore::Reserve(int prompt_t
 void CacheStore::Return(StoredSequence& sequence) {
   absl::MutexLock lock(&mutex_);
   live_.erase(&sequence);
-  free_buffers_.push_back(std::move(sequence.buffer_));
+  free_buffers_.push_back(sequence.buffer_);
   const auto give_back = [&](cache::RowIdx row, absl::Status status) {
     if (status.ok()) return;
     Log(LogLevel::kError, "page_lost", {{"row", static_cast<std::uint32_t>(row)}, {"why", status}});
@@ -131,6 +135,20 @@ void CacheStore::Return(StoredSequence& sequence) {
     return;
   }
   for (const cache::RowIdx row : sequence.rows_) give_back(row, books_.Free(row));
+}
+
+std::vector<absl::Status> CacheStore::Flush(std::span<StoredSequence* const> sequences) {
+  std::vector<FlushItem> items;
+  std::vector<absl::Status> started(sequences.size());
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    started[i] = sequences[i]->StartFlush(i, items);
+  }
+  std::vector<absl::Status> statuses = memory_.Flush(items, sequences.size());
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    if (!started[i].ok()) statuses[i] = started[i];
+    if (statuses[i].ok()) statuses[i] = sequences[i]->FinishFlush();
+  }
+  return statuses;
 }
 
 std::uint32_t CacheStore::free_rows() const {

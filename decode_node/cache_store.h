@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "decode_node/admission.h"
-#include "decode_node/host_memory.h"
+#include "decode_node/cache_memory.h"
 #include "kvcache/block_pool.h"
 #include "kvcache/sequence_cache.h"
 #include "kvcodec/backend.h"
@@ -52,22 +52,38 @@ class StoredSequence {
 
   // Decoding, between Publish and the end.
   int tokens() const { return cache_->tokens(); }
-  // Makes room for one more token; Put then stores its K and V, layer by layer.
+  // Makes room for one more token, whose K and V are then stored layer by layer: by Put, or by a
+  // kernel at DeviceRows::new_k and new_v.
   void Append();
+  // Whether the window is full: CacheStore::Flush before the next Append.
+  bool MustFlush() const { return cache_->MustFlush(); }
+
+  // In host memory.
   //   k, v: [kv_heads, head_dim] of the new token.
   void Put(int layer, const std::uint16_t* k, const std::uint16_t* v);
   // What attention reads, the current token included. Valid until the next Append or Flush.
   codec::SequenceKv View(int layer) const;
-  // Whether the window is full: Flush before the next Append.
-  bool MustFlush() const { return cache_->MustFlush(); }
-  // Turns the oldest 64 window tokens into pages of all layers. kInvalidArgument names the value
-  // that no codec can hold: the sequence is then of no use.
-  absl::Status Flush();
+
+  // On a device, for kernels: addresses in layer 0; those of layer n lie n * layer_elements() of
+  // the store further on.
+  struct DeviceRows {
+    std::uint16_t* sinks = nullptr;   // K [kv_heads, sink capacity, head_dim], then V
+    std::uint16_t* window = nullptr;  // K [kv_heads, WindowCapacity, head_dim], then V: a ring
+    int sink_tokens = 0;
+    int window_begin = 0;  // row of the oldest token
+    int window_tokens = 0;
+    std::uint16_t* new_k = nullptr;  // the current token's row of KV head 0
+    std::uint16_t* new_v = nullptr;
+    std::int64_t head_elements = 0;        // from there to its row of the next head
+    std::span<const cache::RowIdx> pages;  // in token order
+  };
+  // Valid until the next Append or Flush.
+  DeviceRows Rows() const;
 
  private:
   friend class CacheStore;
   StoredSequence(CacheStore& store, int prompt_tokens, int max_new_tokens,
-                 std::vector<cache::RowIdx> rows, HostMemory buffer);
+                 std::vector<cache::RowIdx> rows, std::byte* buffer);
 
   // K and V of sinks and window of one layer, within buffer_.
   struct LayerBuffers {
@@ -77,7 +93,12 @@ class StoredSequence {
     std::uint16_t* window_v;
   };
   LayerBuffers Buffers(int layer) const;
+  std::vector<ChunkPart> Parts(const transport::ChunkHeader& header) const;
+  int WindowRow(int index) const;
   codec::KvView RawView(std::uint16_t* k, std::uint16_t* v, int tokens, int capacity) const;
+  // The row of the next block is taken; one item per layer is added.
+  absl::Status StartFlush(std::size_t index, std::vector<FlushItem>& items);
+  absl::Status FinishFlush();
   void MoveWindow(int layer, int tokens);
 
   CacheStore& store_;
@@ -87,10 +108,11 @@ class StoredSequence {
   std::vector<cache::RowIdx> rows_;
   std::vector<cache::RowIdx> quarantined_;  // of rows_, when Quarantine was called
   bool fenced_ = false;
-  HostMemory buffer_;
+  std::byte* buffer_;                                 // BufferBytes of the store's memory
   std::optional<cache::SequenceCache> cache_;         // from Publish on
   cache::SequenceCache::Place place_;                 // of the current token
-  std::vector<std::vector<const std::byte*>> pages_;  // [layer], in token order
+  int window_begin_row_ = 0;                          // of the oldest window token
+  std::vector<std::vector<const std::byte*>> pages_;  // [layer], in token order; for View
   std::atomic<int> remaining_tokens_;                 // read by other threads for the retry hint
 };
 
@@ -104,23 +126,32 @@ struct CacheStoreOptions {
 // bytes belong to whoever owns their sequence.
 class CacheStore {
  public:
-  // kInvalidArgument: a codec that the backend does not have for this model, or a pool that does
-  // not hold one row. kResourceExhausted: no memory. backend outlives it.
+  // kInvalidArgument: a codec that the memory does not have for this model, or a pool that does
+  // not hold one row. kResourceExhausted: no memory. `memory` outlives it.
   static absl::StatusOr<std::unique_ptr<CacheStore>> Create(const CacheStoreOptions& options,
-                                                            const codec::Backend& backend);
+                                                            CacheMemory& memory);
   ~CacheStore();
 
   // Rows for the prompt and its growth, all granted. kResourceExhausted: not now; nothing is
   // taken.
   absl::StatusOr<std::unique_ptr<StoredSequence>> Reserve(int prompt_tokens, int max_new_tokens);
 
+  // Turns the oldest 64 window tokens of every sequence, whose windows are all full, into pages of
+  // all layers. The answer is per sequence; kInvalidArgument names the value that no codec can
+  // hold: the sequence is then of no use. Thread: the engine's.
+  std::vector<absl::Status> Flush(std::span<StoredSequence* const> sequences);
+
   const codec::Codec& codec() const { return codec_; }
   const codec::CacheGeometry& geometry() const { return geometry_; }
-  const codec::Backend& backend() const { return backend_; }
+  CacheMemory& memory() const { return memory_; }
   std::span<const codec::BlockSpec> specs() const { return specs_; }       // by layer
   std::span<const std::size_t> page_bytes() const { return page_bytes_; }  // by layer
   std::uint32_t rows() const { return total_rows_; }
-  std::uint64_t pool_bytes() const { return pool_.bytes().size(); }
+  std::uint64_t pool_bytes() const { return pool_bytes_; }
+  // Where the pages of a layer begin: that of row r is r * page_bytes()[layer] further on.
+  std::byte* layer_pages(int layer) const { return pool_ + layer_offset_[layer]; }
+  // From a sequence's sinks and window in one layer to those in the next.
+  std::int64_t layer_elements() const;
 
   std::uint32_t free_rows() const;
   std::uint32_t sequences() const;
@@ -131,7 +162,7 @@ class CacheStore {
 
  private:
   friend class StoredSequence;
-  CacheStore(const CacheStoreOptions& options, const codec::Backend& backend,
+  CacheStore(const CacheStoreOptions& options, CacheMemory& memory,
              std::vector<codec::BlockSpec> specs, std::uint32_t rows, cache::BlockPool books);
 
   std::span<std::byte> Page(cache::RowIdx row, int layer) const;
@@ -140,16 +171,17 @@ class CacheStore {
 
   const codec::Codec codec_;
   const codec::CacheGeometry geometry_;
-  const codec::Backend& backend_;
+  CacheMemory& memory_;
   const std::vector<codec::BlockSpec> specs_;
   const std::uint32_t total_rows_;
   std::vector<std::size_t> page_bytes_;
   std::vector<std::size_t> layer_offset_;  // of a layer's pages in pool_
-  HostMemory pool_;                        // [layer][row] pages
+  std::uint64_t pool_bytes_ = 0;
+  std::byte* pool_ = nullptr;  // [layer][row] pages
 
   mutable absl::Mutex mutex_;
   cache::BlockPool books_ ABSL_GUARDED_BY(mutex_);
-  std::vector<HostMemory> free_buffers_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::byte*> free_buffers_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<const StoredSequence*> live_ ABSL_GUARDED_BY(mutex_);
 };
 

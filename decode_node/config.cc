@@ -51,10 +51,6 @@ absl::Status CompleteLanding(v1::DecodeConfig& config) {
 absl::Status CompleteConfig(v1::DecodeConfig& config) {
   KVF_RETURN_IF_ERROR(rpc::CompleteWorker("decode", *config.mutable_worker()));
   KVF_RETURN_IF_ERROR(rpc::CompleteModel(*config.mutable_model()));
-  if (config.model().device() != "cpu") {
-    return rpc::OutOfRange("model.device", absl::StrCat("\"", config.model().device(), "\""),
-                           "\"cpu\": a decode worker's cache is in host memory");
-  }
   KVF_RETURN_IF_ERROR(rpc::CompleteTransport(*config.mutable_transport()));
   if (config.log().level().empty()) config.mutable_log()->set_level("info");
   KVF_RETURN_IF_ERROR(CompletePool(config));

@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
   KVF_ASSIGN_OR_RETURN(plane->region_,
                        plane->transport_->Allocate(options.slot_bytes * options.slots));
+  KVF_ASSIGN_OR_RETURN(plane->pin_, store.memory().PinLanding(plane->region_->bytes()));
   return plane;
 }
 

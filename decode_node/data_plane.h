@@ -252,6 +252,7 @@ class DataPlane final : private transport::MessageSink {
 
   std::unique_ptr<transport::Transport> transport_;
   std::unique_ptr<transport::Region> region_;  // the landing ring
+  std::unique_ptr<CacheMemory::Pin> pin_;      // of the ring
 };
 
 }  // namespace kvferry::decode

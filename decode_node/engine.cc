@@ -1,13 +1,11 @@
 #include "decode_node/engine.h"
 
 #include <algorithm>
-#include <cmath>
 #include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
-#include "common/status_macros.h"
 
 namespace kvferry::decode {
 namespace {
@@ -30,63 +28,8 @@ struct Engine::Sequence {
   int new_tokens() const { return static_cast<int>(tokens.size()) - prompt_tokens; }
 };
 
-// The attention of one step over all sequences of a batch. A sequence that is cancelled meanwhile
-// loses its cache at the next layer; its row of the batch is then computed over a neighbour's
-// cache, and dropped.
-class Engine::BatchAttention final : public model::DecodeAttention {
- public:
-  BatchAttention(Engine& engine, const Batch& batch) : engine_(engine), batch_(batch) {
-    for (const auto& sequence : batch_) sequence->cache->Append();
-  }
-
-  codec::Raw16 raw_type() const override { return engine_.store_.codec().raw_type; }
-
-  absl::Status AppendAndAttend(int layer, const float* q, const std::uint16_t* k,
-                               const std::uint16_t* v, float* out) override {
-    KVF_RETURN_IF_ERROR(DropCancelled());
-    const codec::CacheGeometry& geometry = engine_.store_.geometry();
-    const std::size_t token = static_cast<std::size_t>(geometry.kv_heads) * geometry.head_dim;
-    views_.clear();
-    const StoredSequence* alive = nullptr;
-    for (std::size_t i = 0; i < batch_.size(); ++i) {
-      if (batch_[i]->cache == nullptr) continue;
-      batch_[i]->cache->Put(layer, k + i * token, v + i * token);
-      alive = batch_[i]->cache.get();
-    }
-    if (alive == nullptr) return absl::CancelledError("every sequence of the step was cancelled");
-    for (const auto& sequence : batch_) {
-      views_.push_back((sequence->cache != nullptr ? sequence->cache.get() : alive)->View(layer));
-    }
-    return engine_.store_.backend().DecodeAttention(
-        {.spec = engine_.store_.specs()[layer],
-         .q_heads = engine_.model_.config().q_heads,
-         .kv_heads = geometry.kv_heads,
-         .scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim)),
-         .sequences = views_,
-         .q = q,
-         .out = out});
-  }
-
- private:
-  absl::Status DropCancelled() {
-    const std::uint64_t cancels = engine_.cancels_.load();
-    if (cancels == seen_cancels_) return absl::OkStatus();
-    seen_cancels_ = cancels;
-    absl::MutexLock lock(&engine_.mutex_);
-    for (const auto& sequence : batch_) {
-      if (!engine_.live_.at(sequence->id).ok()) sequence->cache.reset();
-    }
-    return absl::OkStatus();
-  }
-
-  Engine& engine_;
-  const Batch& batch_;
-  std::uint64_t seen_cancels_ = 0;
-  std::vector<codec::SequenceKv> views_;
-};
-
-Engine::Engine(model::Model& model, const CacheStore& store, const Clock& clock, Metrics& metrics)
-    : model_(model),
+Engine::Engine(StepRunner& runner, CacheStore& store, const Clock& clock, Metrics& metrics)
+    : runner_(runner),
       store_(store),
       clock_(clock),
       tokens_total_(metrics.GetCounter("kvferry_decode_tokens_total", "Tokens generated")),
@@ -209,10 +152,12 @@ void Engine::FinishCancelled(Batch& batch) {
 void Engine::Step(Batch& batch) {
   const MonoTime start = clock_.Now();
   const absl::Status status = RunModel(batch);
-  const std::size_t vocabulary = model_.config().vocabulary;
+  if (status.ok()) FlushWindows(batch);
+  const std::size_t vocabulary = runner_.vocabulary();
   for (std::size_t i = 0; i < batch.size(); ++i) {
     Sequence& sequence = *batch[i];
-    if (sequence.cache == nullptr) continue;  // cancelled: FinishCancelled has its reason
+    // Finished already, or cancelled: FinishCancelled has its reason.
+    if (sequence.cache == nullptr) continue;
     if (!status.ok()) {
       Finish(sequence, status, false);
     } else {
@@ -232,31 +177,61 @@ void Engine::Step(Batch& batch) {
 
 absl::Status Engine::RunModel(const Batch& batch) {
   std::vector<std::int32_t> tokens, positions;
+  std::vector<StoredSequence*> caches;
   for (const auto& sequence : batch) {
     tokens.push_back(sequence->tokens.back());
     positions.push_back(sequence->cache->tokens());
+    caches.push_back(sequence->cache.get());
   }
-  logits_.resize(batch.size() * model_.config().vocabulary);
+  logits_.resize(batch.size() * runner_.vocabulary());
   step_sequences_.Observe(static_cast<double>(batch.size()));
-  BatchAttention attention(*this, batch);
-  absl::Status status = model_.DecodeStep(tokens, positions, attention, logits_);
+  std::uint64_t seen = 0;
+  absl::Status status = runner_.Step({.tokens = tokens,
+                                      .positions = positions,
+                                      .sequences = caches,
+                                      .drop_cancelled =
+                                          [&] {
+                                            const std::uint64_t cancels = cancels_.load();
+                                            if (cancels == seen) return;
+                                            seen = cancels;
+                                            DropCancelled(batch, caches);
+                                          },
+                                      .logits = logits_});
   if (!status.ok() && !absl::IsCancelled(status)) {
     Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", status}});
   }
   return status;
 }
 
-void Engine::Advance(Sequence& sequence, std::span<const float> logits) {
-  if (sequence.cache->MustFlush()) {
-    if (absl::Status status = sequence.cache->Flush(); !status.ok()) {
-      Finish(sequence, status, false);
-      return;
-    }
+void Engine::DropCancelled(const Batch& batch, std::span<StoredSequence*> caches) {
+  absl::MutexLock lock(&mutex_);
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    if (live_.at(batch[i]->id).ok()) continue;
+    caches[i] = nullptr;
+    batch[i]->cache.reset();
   }
+}
+
+void Engine::FlushWindows(const Batch& batch) {
+  std::vector<Sequence*> full;
+  std::vector<StoredSequence*> caches;
+  for (const auto& sequence : batch) {
+    if (sequence->cache == nullptr || !sequence->cache->MustFlush()) continue;
+    full.push_back(sequence.get());
+    caches.push_back(sequence->cache.get());
+  }
+  if (full.empty()) return;
+  const std::vector<absl::Status> statuses = store_.Flush(caches);
+  for (std::size_t i = 0; i < full.size(); ++i) {
+    if (!statuses[i].ok()) Finish(*full[i], statuses[i], false);
+  }
+}
+
+void Engine::Advance(Sequence& sequence, std::span<const float> logits) {
   const auto position = static_cast<std::uint32_t>(sequence.tokens.size());
   const std::int32_t token =
       model::SampleToken(logits, sequence.sampling, sequence.tokens, position);
-  if (token < 0 || token >= model_.config().vocabulary) {
+  if (token < 0 || token >= runner_.vocabulary()) {
     Finish(sequence,
            absl::InternalError(absl::StrCat("no token can be chosen at position ", position,
                                             ": the logits are not numbers")),

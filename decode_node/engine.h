@@ -16,7 +16,7 @@
 #include "common/ids.h"
 #include "common/metrics.h"
 #include "decode_node/cache_store.h"
-#include "model/model.h"
+#include "decode_node/step_runner.h"
 #include "model/sampler.h"
 
 namespace kvferry::decode {
@@ -52,14 +52,15 @@ struct EngineLoad {
 // Thread: any.
 class Engine {
  public:
-  // All references outlive the engine. `store` is the one that the sequences come from.
-  Engine(model::Model& model, const CacheStore& store, const Clock& clock, Metrics& metrics);
+  // All references outlive the engine. `store` is the one that the sequences come from, `runner`
+  // steps over it.
+  Engine(StepRunner& runner, CacheStore& store, const Clock& clock, Metrics& metrics);
   ~Engine();
 
   // Takes over a sequence. The first token is not reported: it is known. kUnavailable: stopped.
   void Submit(SequenceRequest request, std::shared_ptr<SequenceObserver> observer);
-  // Ends a sequence with `why`; its cache is free before the next layer is computed. No effect on
-  // one that is over.
+  // Ends a sequence with `why`; its cache is free before the next layer is computed, on a GPU
+  // before the next step. No effect on one that is over.
   void Cancel(const TransferId& id, const absl::Status& why);
 
   EngineLoad load() const;
@@ -72,21 +73,23 @@ class Engine {
 
  private:
   struct Sequence;
-  class BatchAttention;
   using Batch = std::vector<std::unique_ptr<Sequence>>;
 
   void Run();
   void TakeArrivals(Batch& batch);
   void Step(Batch& batch);
   absl::Status RunModel(const Batch& batch);
-  // Flushes a full window, samples the next token; finishes the sequence if it was the last one.
+  void DropCancelled(const Batch& batch, std::span<StoredSequence*> caches);
+  // Flushes full windows; finishes the sequences that cannot.
+  void FlushWindows(const Batch& batch);
+  // Samples the next token; finishes the sequence if it was the last one.
   void Advance(Sequence& sequence, std::span<const float> logits);
   void Finish(Sequence& sequence, const absl::Status& status, bool stop_token);
   void FinishCancelled(Batch& batch);
   bool Ends(const Sequence& sequence, bool& stop_token) const;
 
-  model::Model& model_;
-  const CacheStore& store_;
+  StepRunner& runner_;
+  CacheStore& store_;
   const Clock& clock_;
   Counter& tokens_total_;
   Histogram& step_seconds_;

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/crc32c.h"
 #include "common/status_macros.h"
 #include "decode_node/cache_store.h"
 
@@ -13,13 +12,13 @@ using transport::ChunkHeader;
 using transport::ChunkKind;
 
 StoredSequence::StoredSequence(CacheStore& store, int prompt_tokens, int max_new_tokens,
-                               std::vector<cache::RowIdx> rows, HostMemory buffer)
+                               std::vector<cache::RowIdx> rows, std::byte* buffer)
     : store_(store),
       prompt_tokens_(prompt_tokens),
       max_new_tokens_(max_new_tokens),
       plan_(codec::PlanBlocks(prompt_tokens, store.codec().window)),
       rows_(std::move(rows)),
-      buffer_(std::move(buffer)),
+      buffer_(buffer),
       pages_(store.geometry().layers),
       remaining_tokens_(max_new_tokens) {}
 
@@ -31,8 +30,7 @@ StoredSequence::LayerBuffers StoredSequence::Buffers(int layer) const {
   const std::size_t token = static_cast<std::size_t>(geometry.kv_heads) * geometry.head_dim;
   const std::size_t sinks = token * window.sinks;
   const std::size_t recent = token * codec::WindowCapacity(window);
-  std::uint16_t* base = reinterpret_cast<std::uint16_t*>(buffer_.bytes().data()) +
-                        2 * (sinks + recent) * static_cast<std::size_t>(layer);
+  std::uint16_t* base = reinterpret_cast<std::uint16_t*>(buffer_) + store_.layer_elements() * layer;
   return {.sink_k = base,
           .sink_v = base + sinks,
           .window_k = base + 2 * sinks,
@@ -52,25 +50,21 @@ codec::KvView StoredSequence::RawView(std::uint16_t* k, std::uint16_t* v, int to
           .token_stride = geometry.head_dim};
 }
 
-absl::Status StoredSequence::CopyChunk(const ChunkHeader& header,
-                                       std::span<const std::byte> payload) {
-  std::uint32_t crc = 0;
-  // A piece is checked while it is copied: it is read from memory once.
-  const auto take = [&](std::byte* to, std::size_t bytes) {
-    const std::span<const std::byte> piece = payload.first(bytes);
-    payload = payload.subspan(bytes);
-    crc = Crc32c(piece, crc);
-    std::memcpy(to, piece.data(), bytes);
-  };
+std::vector<ChunkPart> StoredSequence::Parts(const ChunkHeader& header) const {
   const codec::CacheGeometry& geometry = store_.geometry();
   const codec::WindowSpec& window = store_.codec().window;
+  std::vector<ChunkPart> parts;
+  const auto append = [&](std::byte* to, std::size_t bytes) {
+    if (parts.empty() || parts.back().piece_bytes != bytes) parts.push_back({bytes, {}});
+    parts.back().pieces.push_back(to);
+  };
   for (int layer = header.layer_begin; layer < header.layer_begin + header.layer_count; ++layer) {
     if (header.kind == ChunkKind::kBlocks) {
       const int first = (static_cast<int>(header.token_begin) - plan_.sinks) / codec::kBlockTokens;
       const int count = static_cast<int>(header.token_count) / codec::kBlockTokens;
       for (int block = first; block < first + count; ++block) {
         const std::span<std::byte> page = store_.Page(rows_[block], layer);
-        take(page.data(), page.size());
+        append(page.data(), page.size());
       }
       continue;
     }
@@ -82,10 +76,16 @@ absl::Status StoredSequence::CopyChunk(const ChunkHeader& header,
          {sinks ? buffers.sink_k : buffers.window_k, sinks ? buffers.sink_v : buffers.window_v}) {
       for (int head = 0; head < geometry.kv_heads; ++head) {
         std::uint16_t* to = values + static_cast<std::size_t>(head) * capacity * geometry.head_dim;
-        take(reinterpret_cast<std::byte*>(to), bytes);
+        append(reinterpret_cast<std::byte*>(to), bytes);
       }
     }
   }
+  return parts;
+}
+
+absl::Status StoredSequence::CopyChunk(const ChunkHeader& header,
+                                       std::span<const std::byte> payload) {
+  KVF_ASSIGN_OR_RETURN(const std::uint32_t crc, store_.memory().CopyChunk(Parts(header), payload));
   if (crc == header.payload_check) return absl::OkStatus();
   return absl::DataLossError(absl::StrCat("chunk ", header.chunk_seq, " of transfer ",
                                           header.transfer_id.ToHex(), ": crc32c of ",
@@ -115,6 +115,7 @@ absl::Status StoredSequence::Publish() {
   }
   KVF_ASSIGN_OR_RETURN(cache_,
                        cache::SequenceCache::Adopt(prompt_tokens_, store_.codec().window, rows_));
+  if (store_.memory().on_device()) return absl::OkStatus();
   for (int layer = 0; layer < store_.geometry().layers; ++layer) {
     pages_[layer].reserve(rows_.size());
     for (int block = 0; block < plan_.blocks; ++block) {
@@ -144,8 +145,14 @@ absl::Status StoredSequence::Quarantine() {
   return absl::OkStatus();
 }
 
+// In a ring the oldest token may be in any row.
+int StoredSequence::WindowRow(int index) const {
+  return (window_begin_row_ + index) % codec::WindowCapacity(store_.codec().window);
+}
+
 void StoredSequence::Append() {
   place_ = cache_->Append();
+  if (!place_.sink) place_.index = WindowRow(place_.index);
   remaining_tokens_.store(std::max(0, prompt_tokens_ + max_new_tokens_ - cache_->tokens()));
 }
 
@@ -174,20 +181,49 @@ codec::SequenceKv StoredSequence::View(int layer) const {
                             codec::WindowCapacity(window))};
 }
 
-absl::Status StoredSequence::Flush() {
-  const int window_tokens = cache_->window_tokens();
+StoredSequence::DeviceRows StoredSequence::Rows() const {
+  const codec::WindowSpec& window = store_.codec().window;
+  const int head_dim = store_.geometry().head_dim;
+  const LayerBuffers buffers = Buffers(0);
+  const std::int64_t at = std::int64_t{place_.index} * head_dim;
+  return {.sinks = buffers.sink_k,
+          .window = buffers.window_k,
+          .sink_tokens = cache_->sink_tokens(),
+          .window_begin = window_begin_row_,
+          .window_tokens = cache_->window_tokens(),
+          .new_k = (place_.sink ? buffers.sink_k : buffers.window_k) + at,
+          .new_v = (place_.sink ? buffers.sink_v : buffers.window_v) + at,
+          .head_elements =
+              std::int64_t{place_.sink ? window.sinks : codec::WindowCapacity(window)} * head_dim,
+          .pages = cache_->published_rows()};
+}
+
+absl::Status StoredSequence::StartFlush(std::size_t index, std::vector<FlushItem>& items) {
+  const int capacity = codec::WindowCapacity(store_.codec().window);
   const int token_begin = cache_->window_begin();
   KVF_ASSIGN_OR_RETURN(const cache::RowIdx row, cache_->Flush());
-  const int layers = store_.geometry().layers;
-  for (int layer = 0; layer < layers; ++layer) {
+  for (int layer = 0; layer < store_.geometry().layers; ++layer) {
     const LayerBuffers buffers = Buffers(layer);
-    const codec::KvView oldest = RawView(buffers.window_k, buffers.window_v, codec::kBlockTokens,
-                                         codec::WindowCapacity(store_.codec().window));
-    const std::span<std::byte> page = store_.Page(row, layer);
-    KVF_RETURN_IF_ERROR(store_.backend().Quantize(
-        oldest, store_.specs()[layer], {.layer = layer, .token_begin = token_begin}, page));
-    MoveWindow(layer, window_tokens - codec::kBlockTokens);
-    pages_[layer].push_back(page.data());
+    items.push_back({.sequence = index,
+                     .spec = store_.specs()[layer],
+                     .origin = {.layer = layer, .token_begin = token_begin},
+                     .window = RawView(buffers.window_k, buffers.window_v, capacity, capacity),
+                     .first_row = window_begin_row_,
+                     .page = store_.Page(row, layer).data()});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StoredSequence::FinishFlush() {
+  const cache::RowIdx row = cache_->published_rows().back();
+  const int layers = store_.geometry().layers;
+  if (store_.memory().on_device()) {
+    window_begin_row_ = WindowRow(codec::kBlockTokens);
+  } else {
+    for (int layer = 0; layer < layers; ++layer) {
+      MoveWindow(layer, cache_->window_tokens());
+      pages_[layer].push_back(store_.Page(row, layer).data());
+    }
   }
   absl::MutexLock lock(&store_.mutex_);
   for (int layer = 0; layer < layers; ++layer) {

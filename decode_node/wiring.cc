@@ -8,11 +8,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/device_name.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "decode_node/config.h"
 #include "decode_node/convert.h"
 #include "decode_node/engine.h"
+#include "decode_node/host_cache_memory.h"
+#include "decode_node/host_step_runner.h"
 #include "decode_node/service.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "rpc/convert.h"
@@ -21,6 +24,12 @@
 #include "rpc/registry_client.h"
 #include "rpc/server.h"
 #include "transport/ucx/ucx_transport.h"
+#if KVFERRY_CUDA
+#include "decode_node/device_cache_memory.h"
+#include "decode_node/device_step_runner.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/stream.h"
+#endif
 
 namespace kvferry::decode {
 namespace {
@@ -64,11 +73,81 @@ int AttentionThreads(const v1::ModelSource& source) {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source) {
+// What computes and where the cache lies: the CPUs and host memory, or one GPU.
+struct Device {
+#if KVFERRY_CUDA
+  std::unique_ptr<kernels::Stream> stream;  // of all that the engine does; the rest refers to it
+#endif
+  std::optional<int> gpu;
+  void* model_stream = nullptr;
+  std::unique_ptr<codec::Backend> backend;  // on CPUs
+};
+
+// kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
+absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::string& name) {
+  Device device;
+  KVF_ASSIGN_OR_RETURN(device.gpu, GpuOrdinal(name));
+  if (!device.gpu.has_value()) {
+    KVF_ASSIGN_OR_RETURN(device.backend,
+                         codec::CreateCpuBackend({.threads = AttentionThreads(source)}));
+    return device;
+  }
+#if KVFERRY_CUDA
+  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*device.gpu));
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(*device.gpu));
+  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
+  Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
+  device.model_stream = stream.get();
+  device.stream = std::make_unique<kernels::Stream>(std::move(stream));
+  return device;
+#else
+  return absl::UnimplementedError(absl::StrCat(
+      "model.device is \"", name,
+      "\", but this program was built without CUDA; configure it with -DKVFERRY_CUDA=ON"));
+#endif
+}
+
+absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
+                                                        const Device& device) {
   return model::Model::Load({.path = source.path(),
                              .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
                                                                    : model::ComputeType::kFp32,
-                             .threads = static_cast<int>(source.threads())});
+                             .threads = static_cast<int>(source.threads()),
+                             .device = source.device(),
+                             .stream = device.model_stream});
+}
+
+absl::StatusOr<std::unique_ptr<CacheMemory>> MakeMemory(const Device& device,
+                                                        const v1::DecodeConfig& config,
+                                                        int layers) {
+#if KVFERRY_CUDA
+  if (device.gpu.has_value()) {
+    return DeviceCacheMemory::Create(
+        {.gpu = *device.gpu,
+         .slot_bytes = config.landing_slot_bytes(),
+         .max_flush_items = layers * static_cast<int>(config.max_sequences())},
+        *device.stream);
+  }
+#else
+  static_cast<void>(config), static_cast<void>(layers);
+#endif
+  return std::make_unique<HostCacheMemory>(*device.backend);
+}
+
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const Device& device,
+                                                       const v1::DecodeConfig& config,
+                                                       model::Model& model,
+                                                       const CacheStore& store) {
+#if KVFERRY_CUDA
+  if (device.gpu.has_value()) {
+    return DeviceStepRunner::Create(
+        {.gpu = *device.gpu, .max_sequences = static_cast<int>(config.max_sequences())}, model,
+        store, *device.stream, kernels::DecodeAttention::Create);
+  }
+#else
+  static_cast<void>(config);
+#endif
+  return std::make_unique<HostStepRunner>(model, store, *device.backend);
 }
 
 // Members stand in the order in which they must outlive each other; Shutdown stops them in reverse.
@@ -127,8 +206,11 @@ class Node final : public DecodeNode {
   absl::Status StartEngine(std::unique_ptr<model::Model> model) {
     KVF_ASSIGN_OR_RETURN(credentials_, rpc::Credentials::Load(config_.tls()));
     model_ = std::move(model);
+    // A model that is given computes on CPUs.
+    KVF_ASSIGN_OR_RETURN(
+        device_, OpenDevice(config_.model(), model_ == nullptr ? config_.model().device() : "cpu"));
     if (model_ == nullptr) {
-      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model()));
+      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
     }
     const model::ModelConfig& shape = model_->config();
     max_context_tokens_ = static_cast<std::uint32_t>(shape.max_context_tokens);
@@ -140,16 +222,16 @@ class Node final : public DecodeNode {
       }
       max_context_tokens_ = config_.max_context_tokens();
     }
-    KVF_ASSIGN_OR_RETURN(backend_,
-                         codec::CreateCpuBackend({.threads = AttentionThreads(config_.model())}));
+    KVF_ASSIGN_OR_RETURN(memory_, MakeMemory(device_, config_, shape.layers));
     KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(config_.codec()));
     KVF_ASSIGN_OR_RETURN(store_, CacheStore::Create({.codec = codec,
                                                      .geometry = {.layers = shape.layers,
                                                                   .kv_heads = shape.kv_heads,
                                                                   .head_dim = shape.head_dim},
                                                      .pool_bytes = config_.pool_bytes()},
-                                                    *backend_));
-    engine_ = std::make_unique<Engine>(*model_, *store_, clock_, *metrics_);
+                                                    *memory_));
+    KVF_ASSIGN_OR_RETURN(runner_, MakeRunner(device_, config_, *model_, *store_));
+    engine_ = std::make_unique<Engine>(*runner_, *store_, clock_, *metrics_);
     return absl::OkStatus();
   }
 
@@ -266,9 +348,11 @@ class Node final : public DecodeNode {
   std::uint32_t max_context_tokens_ = 0;
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
+  Device device_;
   std::unique_ptr<model::Model> model_;
-  std::unique_ptr<codec::Backend> backend_;
+  std::unique_ptr<CacheMemory> memory_;
   std::unique_ptr<CacheStore> store_;
+  std::unique_ptr<StepRunner> runner_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<DataPlane> data_plane_;
   std::optional<ServiceParts> parts_;

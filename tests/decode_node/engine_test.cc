@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include "absl/synchronization/notification.h"
+#include "decode_node/host_cache_memory.h"
+#include "decode_node/host_step_runner.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "tests/decode_node/transfer_builder.h"
 #include "tests/fakes/fake_decode_model.h"
@@ -66,12 +68,14 @@ class EngineTest : public ::testing::Test {
  protected:
   EngineTest() {
     backend = codec::CreateCpuBackend({}).value();
+    memory = std::make_unique<HostCacheMemory>(*backend);
     store = CacheStore::Create(
                 {.codec = TestCodec(), .geometry = kGeometry, .pool_bytes = std::uint64_t{4} << 20},
-                *backend)
+                *memory)
                 .value();
+    runner = std::make_unique<HostStepRunner>(model, *store, *backend);
     metrics = Metrics::Create();
-    engine = std::make_unique<Engine>(model, *store, Clock::Steady(), *metrics);
+    engine = std::make_unique<Engine>(*runner, *store, Clock::Steady(), *metrics);
   }
 
   // A prompt without blocks; its tokens are its positions, the first token follows.
@@ -104,7 +108,9 @@ class EngineTest : public ::testing::Test {
 
   fakes::FakeDecodeModel model{kGeometry};
   std::unique_ptr<codec::Backend> backend;
+  std::unique_ptr<HostCacheMemory> memory;
   std::unique_ptr<CacheStore> store;
+  std::unique_ptr<HostStepRunner> runner;
   std::unique_ptr<Metrics> metrics;
   std::unique_ptr<Engine> engine;
 };

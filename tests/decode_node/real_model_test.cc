@@ -6,6 +6,9 @@
 #include "absl/synchronization/notification.h"
 #include "common/crc32c.h"
 #include "decode_node/engine.h"
+#include "decode_node/host_cache_memory.h"
+#include "decode_node/host_memory.h"
+#include "decode_node/host_step_runner.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "model/tokenizer.h"
 #include "prefill_node/chunk_encoder.h"
@@ -31,8 +34,8 @@ struct Tokens final : SequenceObserver {
 };
 
 // Prefill and hand-off without a network: the prompt's cache as chunks in the store.
-std::unique_ptr<StoredSequence> HandOff(model::Model& model, CacheStore& store,
-                                        const std::vector<std::int32_t>& prompt,
+std::unique_ptr<StoredSequence> HandOff(model::Model& model, const codec::Backend& backend,
+                                        CacheStore& store, const std::vector<std::int32_t>& prompt,
                                         std::int32_t& first_token) {
   auto session =
       model.StartPrefill(static_cast<int>(prompt.size()), store.codec().raw_type).value();
@@ -57,7 +60,7 @@ std::unique_ptr<StoredSequence> HandOff(model::Model& model, CacheStore& store,
   const HostMemory slot = HostMemory::Map(std::size_t{4} << 20).value();
   for (const prefill::ChunkPlan& chunk : chunks) {
     const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-    EXPECT_TRUE(prefill::EncodeChunk(chunk, store.specs(), views, store.backend(), payload).ok());
+    EXPECT_TRUE(prefill::EncodeChunk(chunk, store.specs(), views, backend, payload).ok());
     transport::ChunkHeader header;
     header.layer_begin = chunk.layer_begin;
     header.layer_count = chunk.layer_count;
@@ -78,12 +81,13 @@ TEST(RealModelTest, BatchedTokensEqualThoseOfPlainAttention) {
   const auto model = model::Model::Load({.path = kModelPath, .threads = 2}).value();
   const auto tokenizer = model::Tokenizer::Load(kModelPath).value();
   const auto backend = codec::CreateCpuBackend({.threads = 2}).value();
+  HostCacheMemory memory(*backend);
   const auto store = CacheStore::Create({.codec = codec::FindCodec("fp16").value(),
                                          .geometry = {.layers = model->config().layers,
                                                       .kv_heads = model->config().kv_heads,
                                                       .head_dim = model->config().head_dim},
                                          .pool_bytes = std::uint64_t{64} << 20},
-                                        *backend)
+                                        memory)
                          .value();
   const auto metrics = Metrics::Create();
   std::string long_text;
@@ -98,13 +102,14 @@ TEST(RealModelTest, BatchedTokensEqualThoseOfPlainAttention) {
     references.push_back(kvferry::testing::GreedyReference(*model, prompts[i], kNewTokens).value());
     std::int32_t first_token = -1;
     requests[i].id = TransferId::Random();
-    requests[i].cache = HandOff(*model, *store, prompts[i], first_token);
+    requests[i].cache = HandOff(*model, *backend, *store, prompts[i], first_token);
     requests[i].tokens = prompts[i];
     requests[i].tokens.push_back(first_token);
     requests[i].max_new_tokens = kNewTokens;
     EXPECT_EQ(first_token, references[i].ids[0]);
   }
-  Engine engine(*model, *store, Clock::Steady(), *metrics);
+  HostStepRunner runner(*model, *store, *backend);
+  Engine engine(runner, *store, Clock::Steady(), *metrics);
   std::vector<std::shared_ptr<Tokens>> answers;
   for (SequenceRequest& request : requests) {
     answers.push_back(std::make_shared<Tokens>());

@@ -76,6 +76,7 @@ TransferPair::TransferPair(const PairOptions& options)
     : options_(options),
       codec_(codec::FindCodec(options.codec).value()),
       backend_(codec::CreateCpuBackend({.threads = 1}).value()),
+      memory_(*backend_),
       metrics_(Metrics::Create()),
       network_(transport::LoopbackNetwork::Create()) {
   for (int layer = 0; layer < options.geometry.layers; ++layer) {
@@ -83,7 +84,7 @@ TransferPair::TransferPair(const PairOptions& options)
     values_.emplace_back(options.geometry, layer, kMaxTokens);
   }
   store_ = decode::CacheStore::Create(
-               {.codec = codec_, .geometry = options.geometry, .pool_bytes = 4 << 20}, *backend_)
+               {.codec = codec_, .geometry = options.geometry, .pool_bytes = 4 << 20}, memory_)
                .value();
   sender_ = prefill::DataPlane::Create({.incarnation = kPrefill,
                                         .slot_bytes = options.slot_bytes,

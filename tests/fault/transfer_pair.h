@@ -9,6 +9,7 @@
 #include "common/metrics.h"
 #include "decode_node/cache_store.h"
 #include "decode_node/data_plane.h"
+#include "decode_node/host_cache_memory.h"
 #include "kvcodec/backend.h"
 #include "prefill_node/chunk_layout.h"
 #include "prefill_node/data_plane.h"
@@ -94,6 +95,7 @@ class TransferPair {
   codec::Codec codec_;
   std::vector<codec::BlockSpec> specs_;
   std::unique_ptr<codec::Backend> backend_;
+  decode::HostCacheMemory memory_;
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<transport::LoopbackNetwork> network_;
   std::unique_ptr<decode::CacheStore> store_;

@@ -1,0 +1,234 @@
+#include "decode_node/device_cache_memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kernels/adopt_chunk.h"
+#include "kernels/cuda/device.h"
+#include "kernels/flush_window.h"
+
+namespace kvferry::decode {
+namespace {
+
+using kernels::QuantizeItem;
+
+constexpr std::size_t kLineBytes = 256;      // the residue is apart from the addresses
+constexpr std::size_t kSmallestPiece = 128;  // a block, or a token of 64 channels
+constexpr std::size_t kMaxItems = 65535;     // of one launch
+constexpr std::size_t kUnit = kernels::kCheckUnitBytes;
+
+class RegisteredPin final : public CacheMemory::Pin {
+ public:
+  explicit RegisteredPin(kernels::RegisteredMemory memory) : memory_(std::move(memory)) {}
+
+ private:
+  kernels::RegisteredMemory memory_;
+};
+
+QuantizeItem ItemOf(const FlushItem& item) {
+  return {.k = item.window.k,
+          .v = item.window.v,
+          .page = item.page,
+          .head_stride = item.window.head_stride,
+          .token_stride = item.window.token_stride,
+          .first_row = item.first_row,
+          .ring_rows = item.window.tokens,
+          .k_bits = static_cast<std::uint8_t>(item.spec.k_bits),
+          .v_bits = static_cast<std::uint8_t>(item.spec.v_bits)};
+}
+
+int MaxBits(std::span<const FlushItem> items) {
+  int bits = 0;
+  for (const FlushItem& item : items) {
+    bits = std::max({bits, item.spec.k_bits, item.spec.v_bits});
+  }
+  return items[0].spec.kind == codec::BlockKind::kScalar ? bits : 8;
+}
+
+}  // namespace
+
+// What a launch of flush_window reads and writes beside its items.
+struct DeviceCacheMemory::FlushHeader {
+  std::uint64_t first_fault;
+  unsigned item_count;
+  unsigned reserved[13];
+};
+
+absl::StatusOr<DeviceCacheMemory::Mirror> DeviceCacheMemory::Mirror::Allocate(std::size_t bytes) {
+  Mirror mirror;
+  KVF_ASSIGN_OR_RETURN(mirror.host, kernels::PinnedBuffer::Allocate(bytes));
+  KVF_ASSIGN_OR_RETURN(mirror.device, kernels::DeviceBuffer::Allocate(bytes));
+  return mirror;
+}
+
+absl::Status DeviceCacheMemory::Mirror::Upload(std::size_t bytes, kernels::Stream& stream) const {
+  return kernels::CopyAsync(device.data(), host.data(), bytes, stream);
+}
+
+absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> DeviceCacheMemory::Create(
+    const DeviceCacheOptions& options, kernels::Stream& stream) {
+  if (options.slot_bytes == 0 || options.slot_bytes > kernels::kCheckMaxBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("landing_slot_bytes is ", options.slot_bytes,
+                                                   "; a GPU adopts at most ",
+                                                   kernels::kCheckMaxBytes, " bytes at a time"));
+  }
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options.gpu));
+  // A chunk that waits holds up its sender: before the engine's work.
+  KVF_ASSIGN_OR_RETURN(kernels::Stream adopt_stream, kernels::Stream::Create(/*priority=*/-1));
+  KVF_ASSIGN_OR_RETURN(kernels::DeviceCheckTables tables,
+                       kernels::DeviceCheckTables::Create(adopt_stream));
+  std::unique_ptr<DeviceCacheMemory> memory(
+      new DeviceCacheMemory(options, stream, std::move(adopt_stream), std::move(tables)));
+  absl::MutexLock adopt_lock(&memory->adopt_mutex_);
+  absl::MutexLock flush_lock(&memory->flush_mutex_);
+  KVF_ASSIGN_OR_RETURN(memory->slot_, kernels::DeviceBuffer::Allocate(options.slot_bytes));
+  const std::size_t pieces = options.slot_bytes / kSmallestPiece + 1;
+  KVF_ASSIGN_OR_RETURN(memory->pieces_, Mirror::Allocate(kLineBytes + pieces * sizeof(std::byte*)));
+  const std::size_t items = std::clamp<std::size_t>(options.max_flush_items, 1, kMaxItems);
+  KVF_ASSIGN_OR_RETURN(memory->flush_,
+                       Mirror::Allocate(sizeof(FlushHeader) + items * sizeof(QuantizeItem)));
+  return memory;
+}
+
+absl::StatusOr<std::byte*> DeviceCacheMemory::Allocate(std::size_t bytes) {
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
+  KVF_ASSIGN_OR_RETURN(kernels::DeviceBuffer buffer, kernels::DeviceBuffer::Allocate(bytes));
+  std::byte* data = buffer.data();
+  absl::MutexLock lock(&allocations_mutex_);
+  allocations_.push_back(std::move(buffer));
+  return data;
+}
+
+absl::StatusOr<std::unique_ptr<CacheMemory::Pin>> DeviceCacheMemory::PinLanding(
+    std::span<std::byte> ring) {
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
+  KVF_ASSIGN_OR_RETURN(kernels::RegisteredMemory memory, kernels::RegisteredMemory::Register(ring));
+  return std::make_unique<RegisteredPin>(std::move(memory));
+}
+
+absl::StatusOr<std::uint32_t> DeviceCacheMemory::CopyChunk(std::span<const ChunkPart> parts,
+                                                           std::span<const std::byte> payload) {
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
+  absl::MutexLock lock(&adopt_mutex_);
+  const absl::Status enqueued = EnqueueChunk(parts, payload);
+  // After an error, too, nothing may go on: the slot and the pages are their owners' again.
+  const absl::Status done = adopt_stream_.Synchronize();
+  KVF_RETURN_IF_ERROR(enqueued);
+  KVF_RETURN_IF_ERROR(done);
+  return kernels::FinishChunkCheck(*pieces_.host.as<std::uint32_t>(), payload.size());
+}
+
+absl::Status DeviceCacheMemory::EnqueueChunk(std::span<const ChunkPart> parts,
+                                             std::span<const std::byte> payload) {
+  std::byte** const addresses = reinterpret_cast<std::byte**>(pieces_.host.data() + kLineBytes);
+  const std::size_t most = (pieces_.host.bytes() - kLineBytes) / sizeof(std::byte*);
+  std::size_t count = 0, bytes = 0;
+  for (const ChunkPart& part : parts) {
+    if (part.pieces.size() > most - count) {
+      return absl::InternalError(absl::StrCat("a chunk of more than ", most, " pieces"));
+    }
+    std::copy(part.pieces.begin(), part.pieces.end(), addresses + count);
+    count += part.pieces.size();
+    bytes += part.pieces.size() * part.piece_bytes;
+  }
+  if (bytes != payload.size() || bytes > slot_.bytes()) {
+    return absl::InternalError(absl::StrCat("a payload of ", payload.size(), " bytes for ", bytes,
+                                            " bytes of pieces and a slot of ", slot_.bytes()));
+  }
+  std::memset(pieces_.host.data(), 0, kLineBytes);
+  KVF_RETURN_IF_ERROR(pieces_.Upload(kLineBytes + count * sizeof(std::byte*), adopt_stream_));
+  KVF_RETURN_IF_ERROR(
+      kernels::CopyAsync(slot_.data(), payload.data(), payload.size(), adopt_stream_));
+
+  kernels::AdoptParams params = {.residues = pieces_.device.as<std::uint32_t>(),
+                                 .tables = tables_.get()};
+  std::byte* from = slot_.data();
+  auto to = reinterpret_cast<std::byte* const*>(pieces_.device.data() + kLineBytes);
+  for (const ChunkPart& part : parts) {
+    const std::size_t part_bytes = part.pieces.size() * part.piece_bytes;
+    bytes -= part_bytes;
+    params.parts[params.part_count++] = {.payload = from,
+                                         .pages = to,
+                                         .bytes = static_cast<std::uint32_t>(part_bytes),
+                                         .page_bytes = static_cast<std::uint32_t>(part.piece_bytes),
+                                         .after_units = static_cast<std::uint32_t>(bytes / kUnit)};
+    from += part_bytes;
+    to += part.pieces.size();
+    if (params.part_count < kernels::kMaxAdoptParts && bytes > 0) continue;
+    KVF_RETURN_IF_ERROR(kernels::LaunchAdoptChunk(params, adopt_stream_));
+    params.part_count = 0;
+  }
+  return kernels::CopyAsync(pieces_.host.data(), pieces_.device.data(), sizeof(std::uint32_t),
+                            adopt_stream_);
+}
+
+std::vector<absl::Status> DeviceCacheMemory::Flush(std::span<const FlushItem> all,
+                                                   std::size_t sequences) {
+  std::vector<absl::Status> statuses(sequences);
+  absl::Status status = kernels::UseDevice(options_.gpu);
+  std::vector<FlushItem> items(all.begin(), all.end());
+  absl::MutexLock lock(&flush_mutex_);
+  const std::size_t most = (flush_.host.bytes() - sizeof(FlushHeader)) / sizeof(QuantizeItem);
+  for (std::size_t begin = 0; begin < items.size() && status.ok();) {
+    const auto batch = std::span(items).subspan(begin, std::min(most, items.size() - begin));
+    const absl::StatusOr<std::uint64_t> fault = LaunchFlush(batch);
+    status = fault.status();
+    if (!status.ok()) break;
+    if (*fault == kernels::kNoFault) {
+      begin += batch.size();
+      continue;
+    }
+    // One launch tells of one fault: the others' pages are made once more without its sequence,
+    // whose end this is.
+    std::vector<codec::BlockOrigin> origins;
+    for (const FlushItem& item : batch) origins.push_back(item.origin);
+    const std::size_t at = kernels::FaultOf(*fault).item;
+    if (at >= batch.size()) {
+      status = kernels::FaultStatus(*fault, origins);
+      break;
+    }
+    const std::size_t sequence = batch[at].sequence;
+    statuses[sequence] = kernels::FaultStatus(*fault, origins);
+    std::erase_if(items, [&](const FlushItem& item) { return item.sequence == sequence; });
+    begin = 0;
+  }
+  if (!status.ok()) std::fill(statuses.begin(), statuses.end(), status);
+  return statuses;
+}
+
+absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const FlushItem> items) {
+  FlushHeader* const header = flush_.host.as<FlushHeader>();
+  *header = {.first_fault = kernels::kNoFault, .item_count = static_cast<unsigned>(items.size())};
+  QuantizeItem* const list = reinterpret_cast<QuantizeItem*>(header + 1);
+  std::transform(items.begin(), items.end(), list, ItemOf);
+  FlushHeader* const on_device = flush_.device.as<FlushHeader>();
+  const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(flush_mutex_) -> absl::Status {
+    KVF_RETURN_IF_ERROR(
+        flush_.Upload(sizeof(FlushHeader) + items.size() * sizeof(QuantizeItem), stream_));
+    const FlushItem& first = items.front();  // a store's items differ in their bits alone
+    KVF_RETURN_IF_ERROR(
+        kernels::LaunchFlushWindow({.items = reinterpret_cast<const QuantizeItem*>(on_device + 1),
+                                    .max_items = static_cast<int>(items.size()),
+                                    .item_count = &on_device->item_count,
+                                    .kv_heads = first.window.kv_heads,
+                                    .head_dim = first.window.head_dim,
+                                    .kind = first.spec.kind,
+                                    .type = first.window.type,
+                                    .k_group_tokens = first.spec.k_group_tokens,
+                                    .v_group_channels = first.spec.v_group_channels,
+                                    .max_bits = MaxBits(items),
+                                    .first_fault = &on_device->first_fault},
+                                   stream_));
+    return kernels::CopyAsync(&header->first_fault, &on_device->first_fault,
+                              sizeof(header->first_fault), stream_);
+  };
+  const absl::Status enqueued = enqueue();
+  const absl::Status done = stream_.Synchronize();
+  KVF_RETURN_IF_ERROR(enqueued);
+  KVF_RETURN_IF_ERROR(done);
+  return header->first_fault;
+}
+
+}  // namespace kvferry::decode

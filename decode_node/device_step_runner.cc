@@ -1,0 +1,166 @@
+#include "decode_node/device_step_runner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "kernels/append_tokens.h"
+#include "kernels/cuda/device.h"
+#include "kernels/page_table.h"
+
+namespace kvferry::decode {
+namespace {
+
+using kernels::AppendTarget;
+using kernels::AttentionSequence;
+
+std::size_t TargetsOffset(int max_sequences) { return sizeof(AttentionSequence) * max_sequences; }
+std::size_t RowsOffset(int max_sequences) {
+  return TargetsOffset(max_sequences) + sizeof(AppendTarget) * max_sequences;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceStepRunner>> DeviceStepRunner::Create(
+    const DeviceStepOptions& options, model::Model& model, const CacheStore& store,
+    kernels::Stream& stream, const MakeAttention& make_attention) {
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options.gpu));
+  std::unique_ptr<DeviceStepRunner> runner(new DeviceStepRunner(options, model, store, stream));
+  KVF_RETURN_IF_ERROR(runner->MakeAttentions(make_attention));
+  KVF_RETURN_IF_ERROR(runner->AllocateInputs());
+  return runner;
+}
+
+absl::Status DeviceStepRunner::MakeAttentions(const MakeAttention& make_attention) {
+  const codec::WindowSpec& window = store_.codec().window;
+  std::vector<codec::BlockSpec> kinds;
+  for (const codec::BlockSpec& spec : store_.specs()) {
+    const auto known = std::find(kinds.begin(), kinds.end(), spec);
+    attention_of_layer_.push_back(static_cast<std::size_t>(known - kinds.begin()));
+    if (known != kinds.end()) continue;
+    kinds.push_back(spec);
+    KVF_ASSIGN_OR_RETURN(
+        attentions_.emplace_back(),
+        make_attention({.spec = spec,
+                        .q_heads = model_.config().q_heads,
+                        .kv_heads = store_.geometry().kv_heads,
+                        .type = store_.codec().raw_type,
+                        .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                        .sink_capacity = window.sinks,
+                        .window_capacity = codec::WindowCapacity(window),
+                        .max_sequences = options_.max_sequences}));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DeviceStepRunner::AllocateInputs() {
+  const int layers = store_.geometry().layers;
+  const std::size_t bytes =
+      RowsOffset(options_.max_sequences) + sizeof(std::uint32_t) * store_.rows();
+  KVF_ASSIGN_OR_RETURN(inputs_host_, kernels::PinnedBuffer::Allocate(bytes));
+  KVF_ASSIGN_OR_RETURN(inputs_, kernels::DeviceBuffer::Allocate(bytes));
+  KVF_ASSIGN_OR_RETURN(
+      page_table_, kernels::DeviceBuffer::Allocate(sizeof(std::byte*) * layers * store_.rows()));
+  std::vector<kernels::PageLayer> page_layers;
+  for (int layer = 0; layer < layers; ++layer) {
+    page_layers.push_back({.begin = store_.layer_pages(layer),
+                           .page_bytes = static_cast<std::int64_t>(store_.page_bytes()[layer])});
+  }
+  const std::size_t layers_bytes = sizeof(kernels::PageLayer) * page_layers.size();
+  KVF_ASSIGN_OR_RETURN(page_layers_, kernels::DeviceBuffer::Allocate(layers_bytes));
+  KVF_RETURN_IF_ERROR(
+      kernels::CopyAsync(page_layers_.data(), page_layers.data(), layers_bytes, stream_));
+  return stream_.Synchronize();
+}
+
+absl::Status DeviceStepRunner::Step(const StepBatch& batch) {
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
+  absl::Status status = Enqueue(batch);
+  if (!status.ok()) {
+    // What was enqueued before the error still works on the caches. A second error says no more.
+    stream_.Synchronize().IgnoreError();
+    return status;
+  }
+  batch.drop_cancelled();
+  return absl::OkStatus();
+}
+
+absl::Status DeviceStepRunner::Enqueue(const StepBatch& batch) {
+  KVF_ASSIGN_OR_RETURN(const int rows, DescribeBatch(batch));
+  const std::size_t rows_offset = RowsOffset(options_.max_sequences);
+  KVF_RETURN_IF_ERROR(kernels::CopyAsync(inputs_.data(), inputs_host_.data(),
+                                         rows_offset + sizeof(std::uint32_t) * rows, stream_));
+  KVF_RETURN_IF_ERROR(kernels::LaunchPageTable(
+      {.layers = page_layers_.as<const kernels::PageLayer>(),
+       .layer_count = store_.geometry().layers,
+       .rows = reinterpret_cast<const std::uint32_t*>(inputs_.data() + rows_offset),
+       .row_count = rows,
+       .table = page_table_.as<const std::byte*>(),
+       .table_stride = store_.rows()},
+      stream_));
+  for (const auto& attention : attentions_) {
+    KVF_RETURN_IF_ERROR(attention->Plan(lengths_, stream_));
+  }
+  // Waits for the stream when it fetches the logits.
+  return model_.DecodeStepOnDevice(batch.tokens, batch.positions, *this, batch.logits);
+}
+
+absl::StatusOr<int> DeviceStepRunner::DescribeBatch(const StepBatch& batch) {
+  if (batch.sequences.size() > static_cast<std::size_t>(options_.max_sequences)) {
+    return absl::InternalError(absl::StrCat("a step of ", batch.sequences.size(),
+                                            " sequences, admitted are ", options_.max_sequences));
+  }
+  auto* sequence = inputs_host_.as<AttentionSequence>();
+  auto* target =
+      reinterpret_cast<AppendTarget*>(inputs_host_.data() + TargetsOffset(options_.max_sequences));
+  auto* const rows =
+      reinterpret_cast<std::uint32_t*>(inputs_host_.data() + RowsOffset(options_.max_sequences));
+  int row_count = 0;
+  lengths_.clear();
+  sequences_ = static_cast<int>(batch.sequences.size());
+  for (StoredSequence* cache : batch.sequences) {
+    cache->Append();
+    const StoredSequence::DeviceRows at = cache->Rows();
+    *sequence++ = {.sinks = at.sinks,
+                   .window = at.window,
+                   .sink_tokens = at.sink_tokens,
+                   .window_begin = at.window_begin,
+                   .window_tokens = at.window_tokens};
+    *target++ = {.k = at.new_k, .v = at.new_v, .head_stride = at.head_elements};
+    const int blocks = static_cast<int>(at.pages.size());
+    lengths_.push_back({.blocks = blocks,
+                        .raw_tokens = at.sink_tokens + at.window_tokens,
+                        .page_begin = row_count});
+    // Every row of the store is in one sequence at most: they all fit.
+    for (const cache::RowIdx row : at.pages) rows[row_count++] = static_cast<std::uint32_t>(row);
+  }
+  return row_count;
+}
+
+absl::Status DeviceStepRunner::AppendAndAttend(int layer, const std::uint16_t* q,
+                                               const std::uint16_t* k, const std::uint16_t* v,
+                                               std::uint16_t* out) {
+  const std::int64_t offset = store_.layer_elements() * layer;
+  KVF_RETURN_IF_ERROR(kernels::LaunchAppendTokens(
+      {.targets = reinterpret_cast<const AppendTarget*>(inputs_.data() +
+                                                        TargetsOffset(options_.max_sequences)),
+       .sequences = sequences_,
+       .kv_heads = store_.geometry().kv_heads,
+       .head_dim = store_.geometry().head_dim,
+       .layer_offset = offset,
+       .k = k,
+       .v = v},
+      stream_));
+  return attentions_[attention_of_layer_[layer]]->Launch(
+      {.sequences = inputs_.as<const AttentionSequence>(),
+       .pages = page_table_.as<const std::byte*>() + std::size_t{store_.rows()} * layer,
+       .sink_offset = offset,
+       .window_offset = offset,
+       .q = q,
+       .out = out},
+      stream_);
+}
+
+}  // namespace kvferry::decode

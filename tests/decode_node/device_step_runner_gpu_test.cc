@@ -1,0 +1,225 @@
+// Steps on a GPU against the same steps on CPUs: the caches hold the same bytes, and what the model
+// gets from attention is the same up to rounding.
+#include <cmath>
+
+#include "decode_node/device_step_runner.h"
+#include "decode_node/host_cache_memory.h"
+#include "decode_node/host_step_runner.h"
+#include "kvcodec/half.h"
+#include "tests/decode_node/device_machine.h"
+
+namespace kvferry::decode {
+namespace {
+
+constexpr int kQHeads = 8;
+
+// A model that is nothing but attention: q, K and V are made up, the logits are what attention gave
+// in all layers.
+class EchoModel final : public model::Model {
+ public:
+  explicit EchoModel(DeviceMachine& machine) : machine_(machine) {
+    config_.layers = kGeometry.layers;
+    config_.q_heads = kQHeads;
+    config_.kv_heads = kGeometry.kv_heads;
+    config_.head_dim = kGeometry.head_dim;
+    config_.vocabulary = kGeometry.layers * kQHeads * kGeometry.head_dim;
+  }
+
+  const model::ModelConfig& config() const override { return config_; }
+  std::uint64_t weights_hash() const override { return 1; }
+  absl::StatusOr<std::unique_ptr<model::PrefillSession>> StartPrefill(int, codec::Raw16) override {
+    return absl::UnimplementedError("it only decodes");
+  }
+
+  absl::Status DecodeStep(std::span<const std::int32_t>, std::span<const std::int32_t> positions,
+                          model::DecodeAttention& attention, std::span<float> logits) override {
+    for (int layer = 0; layer < kGeometry.layers; ++layer) {
+      const Rows rows = MakeRows(layer, positions);
+      std::vector<float> q, out(rows.q.size());
+      for (const std::uint16_t x : rows.q) q.push_back(codec::FloatFromHalf(x));
+      const absl::Status status =
+          attention.AppendAndAttend(layer, q.data(), rows.k.data(), rows.v.data(), out.data());
+      if (!status.ok()) return status;
+      Echo(layer, out, logits);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status DecodeStepOnDevice(std::span<const std::int32_t>,
+                                  std::span<const std::int32_t> positions,
+                                  model::DeviceDecodeAttention& attention,
+                                  std::span<float> logits) override {
+    for (int layer = 0; layer < kGeometry.layers; ++layer) {
+      if (layer == fail_at_layer) return absl::InternalError("the model fails");
+      const Rows rows = MakeRows(layer, positions);
+      const auto q = machine_.Upload(rows.q), k = machine_.Upload(rows.k),
+                 v = machine_.Upload(rows.v), out = machine_.Upload(rows.q);
+      const absl::Status status =
+          attention.AppendAndAttend(layer, q.as<std::uint16_t>(), k.as<std::uint16_t>(),
+                                    v.as<std::uint16_t>(), out.as<std::uint16_t>());
+      if (!status.ok()) return status;
+      std::vector<float> values;
+      for (const std::uint16_t x : machine_.Download(out.as<std::uint16_t>(), rows.q.size())) {
+        values.push_back(codec::FloatFromHalf(x));
+      }
+      Echo(layer, values, logits);
+    }
+    return absl::OkStatus();
+  }
+
+  int fail_at_layer = -1;
+
+ private:
+  struct Rows {
+    std::vector<std::uint16_t> q, k, v;
+  };
+  static Rows MakeRows(int layer, std::span<const std::int32_t> positions) {
+    Rows rows;
+    for (const std::int32_t position : positions) {
+      const TokenKv kv = MakeToken(position);
+      rows.k.insert(rows.k.end(), kv.k[layer].begin(), kv.k[layer].end());
+      rows.v.insert(rows.v.end(), kv.v[layer].begin(), kv.v[layer].end());
+      for (int head = 0; head < kQHeads; ++head) {
+        for (int channel = 0; channel < kGeometry.head_dim; ++channel) {
+          const std::uint16_t x = fakes::KvValue(true, layer, 16 + head, position, channel);
+          rows.q.push_back(channel % 2 == 0 ? x : x | 0x8000);  // both signs
+        }
+      }
+    }
+    return rows;
+  }
+  static void Echo(int layer, std::span<const float> out, std::span<float> logits) {
+    constexpr std::size_t kRow = std::size_t{kQHeads} * kGeometry.head_dim;
+    for (std::size_t i = 0; i * kRow < out.size(); ++i) {
+      std::copy_n(out.begin() + i * kRow, kRow,
+                  logits.begin() + (i * kGeometry.layers + layer) * kRow);
+    }
+  }
+
+  DeviceMachine& machine_;
+  model::ModelConfig config_;
+};
+
+class DeviceStepRunnerTest : public CacheStoreTest<DeviceMachine> {
+ protected:
+  static constexpr int kMaxSequences = 4;
+
+  void Start(const char* codec) {
+    StartStore(codec);
+    model = std::make_unique<EchoModel>(machine);
+    auto made = DeviceStepRunner::Create({.max_sequences = kMaxSequences}, *model, *store,
+                                         machine.stream(), kernels::DecodeAttention::Create);
+    ASSERT_TRUE(made.ok()) << made.status();
+    runner = *std::move(made);
+    host_store = CacheStore::Create({.codec = TestCodec(codec),
+                                     .geometry = kGeometry,
+                                     .pool_bytes = std::uint64_t{1} << 20},
+                                    host_memory)
+                     .value();
+    host_runner = std::make_unique<HostStepRunner>(*model, *host_store, *backend);
+  }
+
+  // The same prompt in both caches.
+  std::unique_ptr<StoredSequence> AdoptOnHost(int tokens, int max_new_tokens) {
+    std::swap(store, host_store);
+    auto sequence = AdoptPrompt(tokens, max_new_tokens);
+    std::swap(store, host_store);
+    return sequence;
+  }
+
+  static std::vector<float> Step(StepRunner& runner, CacheStore& store,
+                                 std::vector<StoredSequence*> sequences) {
+    std::vector<std::int32_t> positions;
+    for (const StoredSequence* sequence : sequences) positions.push_back(sequence->tokens());
+    std::vector<float> logits(sequences.size() * runner.vocabulary());
+    const absl::Status status = runner.Step({.tokens = positions,
+                                             .positions = positions,
+                                             .sequences = sequences,
+                                             .drop_cancelled = [] {},
+                                             .logits = logits});
+    EXPECT_TRUE(status.ok()) << status;
+    std::vector<StoredSequence*> full;
+    for (StoredSequence* sequence : sequences) {
+      if (sequence->MustFlush()) full.push_back(sequence);
+    }
+    for (const absl::Status& flushed : store.Flush(full)) EXPECT_TRUE(flushed.ok()) << flushed;
+    return logits;
+  }
+
+  HostCacheMemory host_memory{*backend};
+  std::unique_ptr<EchoModel> model;
+  std::unique_ptr<CacheStore> host_store;
+  std::unique_ptr<DeviceStepRunner> runner;
+  std::unique_ptr<HostStepRunner> host_runner;
+};
+
+TEST_F(DeviceStepRunnerTest, StepsEqualThoseOnTheHost) {
+  for (const char* codec : {"kivi-4-g64", "kivi-2-g64:layer.1=8/8", "fp16"}) {
+    Start(codec);
+    if (HasFatalFailure()) return;
+    std::vector<std::unique_ptr<StoredSequence>> owners;
+    std::vector<StoredSequence*> here, there;
+    for (const int prompt : {2, kSuiteTokens - 1, 70}) {
+      owners.push_back(AdoptPrompt(prompt, 150));
+      here.push_back(owners.back().get());
+      owners.push_back(AdoptOnHost(prompt, 150));
+      there.push_back(owners.back().get());
+    }
+    for (int step = 0; step < 140; ++step) {
+      if (step == 100) here.erase(here.begin() + 1), there.erase(there.begin() + 1);  // one leaves
+      const std::vector<float> got = Step(*runner, *store, here);
+      const std::vector<float> want = Step(*host_runner, *host_store, there);
+      float worst = 0;
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        ASSERT_FALSE(std::isnan(got[i])) << codec << " step " << step << " value " << i;
+        worst = std::max(worst, std::abs(got[i] - want[i]));
+      }
+      ASSERT_LT(worst, 4e-3f) << codec << " step " << step;
+    }
+    for (const StoredSequence* sequence : here) ExpectSameAsPrefill(*sequence, sequence->tokens());
+  }
+}
+
+TEST_F(DeviceStepRunnerTest, AfterAnErrorNothingGoesOn) {
+  Start("kivi-4-g64");
+  if (HasFatalFailure()) return;
+  auto sequence = AdoptPrompt(kSuiteTokens, 10);
+  std::vector<StoredSequence*> one = {sequence.get()};
+  std::vector<std::int32_t> position = {sequence->tokens()};
+  std::vector<float> logits(runner->vocabulary());
+  model->fail_at_layer = 2;
+  const absl::Status status = runner->Step({.tokens = position,
+                                            .positions = position,
+                                            .sequences = one,
+                                            .drop_cancelled = [] {},
+                                            .logits = logits});
+  EXPECT_TRUE(absl::IsInternal(status)) << status;
+  sequence.reset();
+  EXPECT_EQ(store->free_rows(), store->rows());
+  // The next sequence takes the same buffer and rows.
+  model->fail_at_layer = -1;
+  sequence = AdoptPrompt(kSuiteTokens, 10);
+  Step(*runner, *store, {sequence.get()});
+  ExpectSameAsPrefill(*sequence, kSuiteTokens + 1);
+}
+
+TEST_F(DeviceStepRunnerTest, MoreSequencesThanAdmittedAreRefused) {
+  Start("kivi-4-g64");
+  if (HasFatalFailure()) return;
+  std::vector<std::unique_ptr<StoredSequence>> owners;
+  std::vector<StoredSequence*> sequences;
+  for (int i = 0; i <= kMaxSequences; ++i) {
+    owners.push_back(AdoptPrompt(10, 10));
+    sequences.push_back(owners.back().get());
+  }
+  const std::vector<std::int32_t> positions(sequences.size(), 10);
+  std::vector<float> logits(sequences.size() * runner->vocabulary());
+  EXPECT_TRUE(absl::IsInternal(runner->Step({.tokens = positions,
+                                             .positions = positions,
+                                             .sequences = sequences,
+                                             .drop_cancelled = [] {},
+                                             .logits = logits})));
+}
+
+}  // namespace
+}  // namespace kvferry::decode

@@ -41,16 +41,21 @@ absl::Status DeviceStepRunner::MakeAttentions(const MakeAttention& make_attentio
     attention_of_layer_.push_back(static_cast<std::size_t>(known - kinds.begin()));
     if (known != kinds.end()) continue;
     kinds.push_back(spec);
-    KVF_ASSIGN_OR_RETURN(
-        attentions_.emplace_back(),
-        make_attention({.spec = spec,
-                        .q_heads = model_.config().q_heads,
-                        .kv_heads = store_.geometry().kv_heads,
-                        .type = store_.codec().raw_type,
-                        .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-                        .sink_capacity = window.sinks,
-                        .window_capacity = codec::WindowCapacity(window),
-                        .max_sequences = options_.max_sequences}));
+    auto attention = make_attention({.spec = spec,
+                                     .q_heads = model_.config().q_heads,
+                                     .kv_heads = store_.geometry().kv_heads,
+                                     .type = store_.codec().raw_type,
+                                     .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
+                                     .sink_capacity = window.sinks,
+                                     .window_capacity = codec::WindowCapacity(window),
+                                     .max_sequences = options_.max_sequences});
+    if (!attention.ok()) {
+      return absl::Status(attention.status().code(),
+                          absl::StrCat("codec \"", store_.codec().name, "\", layer ",
+                                       attention_of_layer_.size() - 1, ", on cuda:", options_.gpu,
+                                       ": ", attention.status().message()));
+    }
+    attentions_.push_back(*std::move(attention));
   }
   return absl::OkStatus();
 }

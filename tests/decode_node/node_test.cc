@@ -182,6 +182,19 @@ TEST_F(NodeTest, ServesAPromptOverAHandoff) {
   ExpectAllFree();
 }
 
+TEST(NodeDeviceTest, AGpuThatIsNotThereFailsTheStart) {
+  v1::DecodeConfig config;
+  config.mutable_model()->set_path("fake");
+  config.mutable_tls()->set_insecure(true);
+  config.mutable_model()->set_device("cuda:127");
+  const absl::Status missing = DecodeNode::Create(config, {}).status();
+  EXPECT_TRUE(absl::IsUnavailable(missing) || absl::IsUnimplemented(missing)) << missing;
+  config.mutable_model()->set_device("gpu");
+  const absl::Status wrong = DecodeNode::Create(config, {}).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(wrong)) << wrong;
+  EXPECT_THAT(std::string(wrong.message()), HasSubstr("model.device is \"gpu\""));
+}
+
 TEST_F(NodeTest, ServesSeveralAtOnce) {
   std::vector<std::future<Answer>> answers;
   for (int i = 0; i < 4; ++i) {

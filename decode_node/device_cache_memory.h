@@ -26,7 +26,7 @@ struct DeviceCacheOptions {
 // so that steps of the engine go on. Flushes run on the engine's stream.
 class DeviceCacheMemory final : public CacheMemory {
  public:
-  // `stream`: the engine's, of this GPU; outlives it, and so does nothing else.
+  // `stream`: the engine's, of this GPU; outlives it.
   // kUnavailable: no such GPU. kInvalidArgument: slot_bytes. kResourceExhausted: device memory.
   static absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> Create(
       const DeviceCacheOptions& options, kernels::Stream& stream);
@@ -41,7 +41,7 @@ class DeviceCacheMemory final : public CacheMemory {
   std::vector<absl::Status> Flush(std::span<const FlushItem> items, std::size_t sequences) override;
 
  private:
-  // Host memory, and what it becomes on the GPU: the same bytes.
+  // Pinned memory and its copy on the GPU.
   struct Mirror {
     static absl::StatusOr<Mirror> Allocate(std::size_t bytes);
     absl::Status Upload(std::size_t bytes, kernels::Stream& stream) const;
@@ -60,7 +60,7 @@ class DeviceCacheMemory final : public CacheMemory {
 
   absl::Status EnqueueChunk(std::span<const ChunkPart> parts, std::span<const std::byte> payload)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(adopt_mutex_);
-  // Whose value cannot be stored, if any: the first fault of these items.
+  // The first fault of these items (kernels::FaultKey), or kNoFault.
   absl::StatusOr<std::uint64_t> LaunchFlush(std::span<const FlushItem> items)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(flush_mutex_);
 

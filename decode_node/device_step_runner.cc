@@ -69,6 +69,7 @@ absl::Status DeviceStepRunner::AllocateInputs() {
   KVF_ASSIGN_OR_RETURN(
       page_table_, kernels::DeviceBuffer::Allocate(sizeof(std::byte*) * layers * store_.rows()));
   std::vector<kernels::PageLayer> page_layers;
+  page_layers.reserve(layers);
   for (int layer = 0; layer < layers; ++layer) {
     page_layers.push_back({.begin = store_.layer_pages(layer),
                            .page_bytes = static_cast<std::int64_t>(store_.page_bytes()[layer])});

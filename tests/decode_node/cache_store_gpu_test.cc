@@ -1,4 +1,5 @@
 // A cache in the memory of a GPU holds the bytes that the CPU backend makes.
+#include "tests/decode_node/cache_store_suite.h"
 #include "tests/decode_node/device_machine.h"
 
 namespace kvferry::decode {

@@ -9,7 +9,7 @@
 #include "kernels/append_tokens.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream.h"
-#include "tests/decode_node/cache_store_suite.h"
+#include "tests/decode_node/cache_store_fixture.h"
 
 namespace kvferry::decode {
 

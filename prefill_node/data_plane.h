@@ -128,6 +128,8 @@ class DataPlane final : private transport::MessageSink {
 
   std::vector<TransferSnapshot> Transfers() const;
   std::uint32_t free_slots() const;
+  // All send slots, as long as this lives.
+  std::span<std::byte> slot_memory() const { return region_->bytes(); }
   // Until no transfer is left. False: `limit` passed.
   bool WaitIdle(absl::Duration limit) const;
   // Ends every transfer with kCancelled and stops the transport. Idempotent.

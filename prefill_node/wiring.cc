@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,7 @@
 #include "rpc/server.h"
 #include "transport/ucx/ucx_transport.h"
 #if KVFERRY_CUDA
+#include "kernels/cuda/buffer.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/cuda_quantizer.h"
@@ -199,12 +201,26 @@ class Node final : public PrefillNode {
                                                         "\", but this machine gives \"",
                                                         data_plane_->label(), "\""));
     }
+    KVF_RETURN_IF_ERROR(LockSlots());
     KVF_ASSIGN_OR_RETURN(
         engine_, Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
                                  .max_queued_requests = config_.max_queued_requests()},
                                 *model_, *device_.quantizer, *data_plane_, clock_, *metrics_));
     handshaker_ = std::make_unique<Handshaker>(config_.worker().name(), fingerprint_, *credentials_,
                                                *data_plane_);
+    return absl::OkStatus();
+  }
+
+  // A GPU copies finished blocks into page-locked memory without staging, and the model's thread
+  // does not wait for it.
+  absl::Status LockSlots() {
+#if KVFERRY_CUDA
+    if (device_.stream != nullptr) {
+      KVF_ASSIGN_OR_RETURN(kernels::RegisteredMemory slots,
+                           kernels::RegisteredMemory::Register(data_plane_->slot_memory()));
+      locked_slots_.emplace(std::move(slots));
+    }
+#endif
     return absl::OkStatus();
   }
 
@@ -301,6 +317,9 @@ class Node final : public PrefillNode {
   Device device_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<DataPlane> data_plane_;
+#if KVFERRY_CUDA
+  std::optional<kernels::RegisteredMemory> locked_slots_;  // of the data plane
+#endif
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Handshaker> handshaker_;
   std::unique_ptr<PrefillService> prefill_service_;

@@ -82,7 +82,10 @@ class CudaDecodeAttention : public DecodeAttention {
     KVF_ASSIGN_OR_RETURN(counters_, DeviceBuffer::Allocate(counters * sizeof(std::uint32_t)));
     KVF_ASSIGN_OR_RETURN(Event copied, Event::Create());
     copied_.emplace(std::move(copied));
-    return CudaStatus(cudaMemset(counters_.data(), 0, counters_.bytes()), "counters of attention");
+    KVF_RETURN_IF_ERROR(
+        CudaStatus(cudaMemset(counters_.data(), 0, counters_.bytes()), "counters of attention"));
+    // Our streams do not wait for the default one.
+    return CudaStatus(cudaStreamSynchronize(nullptr), "counters of attention");
   }
 
   absl::Status Plan(std::span<const AttentionLength> lengths, Stream& stream) override {

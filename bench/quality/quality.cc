@@ -139,10 +139,10 @@ absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list) {
 
 std::vector<codec::Codec> SanityCodecs() {
   constexpr char kRows[] =
-      "kivi-4,kivi-2,kivi-k4v2,kivi-2:v_bits=4,"                              // keys, values
-      "kivi-2:sinks=0,kivi-2:sinks=1,kivi-2:sinks=16,"                        // sinks
-      "kivi-4:k_group=64,v_group=64,kivi-2:k_group=64,v_group=64,"            // groups
-      "kivi-2:recent=0,kivi-2:recent=128,kivi-4:recent=0,kivi-4:recent=128";  // window
+      "kivi-4,kivi-2,kivi-k4v2,kivi-2:v_bits=4,"                            // keys, values
+      "kivi-2:sinks=0,kivi-2:sinks=1,kivi-2:sinks=16,"                      // sinks; default 4
+      "kivi-4:k_group=64,v_group=64,kivi-2:k_group=64,v_group=64,"          // groups; default 32
+      "kivi-4:recent=0,kivi-4:recent=64,kivi-2:recent=0,kivi-2:recent=64";  // default 128
   return ParseCodecs(kRows).value();
 }
 

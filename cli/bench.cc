@@ -14,12 +14,15 @@
 namespace kvferry::cli {
 namespace {
 
-// This process becomes `program`, which stands beside it: it needs LibTorch, this one does not.
-// Returns only when that fails.
-absl::Status Become(const std::string& program, const std::vector<std::string>& arguments) {
-  const std::string path =
-      (std::filesystem::read_symlink("/proc/self/exe").parent_path() / program).string();
-  std::vector<char*> argv = {const_cast<char*>(path.c_str())};
+// This process becomes kvferry-COMMAND, which stands beside it: it needs LibTorch, this one does
+// not. Returns only when that fails.
+absl::Status Become(const std::string& command, const std::vector<std::string>& arguments) {
+  const std::string path = (std::filesystem::read_symlink("/proc/self/exe").parent_path() /
+                            absl::StrCat("kvferry-", command))
+                               .string();
+  // As it was typed: what the program calls itself, in help and reports.
+  std::string name = absl::StrCat("kvferry bench ", command);
+  std::vector<char*> argv = {name.data()};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   execv(path.c_str(), argv.data());
@@ -38,9 +41,8 @@ void AddBench(CLI::App& app) {
   // All flags, --help too, are those of the program that does the work.
   quality->set_help_flag();
   quality->prefix_command();
-  quality->callback([quality] {
-    throw CLI::RuntimeError(Fail(Become("kvferry-quality", quality->remaining())));
-  });
+  quality->callback(
+      [quality] { throw CLI::RuntimeError(Fail(Become("quality", quality->remaining()))); });
 }
 
 }  // namespace kvferry::cli

@@ -84,6 +84,7 @@ std::size_t Measure::vocabulary() const {
 
 absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
   const absl::Time start = absl::Now();
+  const std::string name = absl::StrCat(kExactModel, ", passage ", passage.number);
   ExactPassage exact;
   KVF_ASSIGN_OR_RETURN(const std::unique_ptr<model::PrefillSession> session,
                        model_.StartPrefill(passage_tokens(), codec::Raw16::kFp16));
@@ -92,13 +93,15 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
   KVF_RETURN_IF_ERROR(session->Run(passage.tokens.first(prompt), Ignore));
   exact.logits.resize(count * vocabulary());
   for (std::size_t at = 0; at < count; at += kScoreTokens) {
-    progress_(kExactModel, static_cast<int>(at), scored());
+    progress_(name, static_cast<int>(at), scored());
     const std::size_t part = std::min(kScoreTokens, count - at);
     KVF_RETURN_IF_ERROR(
         session->Score(passage.tokens.subspan(prompt + at, part),
                        std::span(exact.logits).subspan(at * vocabulary(), part * vocabulary())));
   }
-  KVF_ASSIGN_OR_RETURN(exact.greedy, Greedy(passage));
+  KVF_ASSIGN_OR_RETURN(exact.prompt, Prefill(passage, codec::Raw16::kFp16,
+                                             options_.prompt_tokens + options_.greedy_tokens));
+  KVF_ASSIGN_OR_RETURN(exact.greedy, Greedy(*exact.prompt.session));
   exact.record.passage = passage.number;
   exact.record.codec = kExactModel;
   for (std::size_t i = 0; i < count; ++i) {
@@ -109,17 +112,25 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
   return exact;
 }
 
-absl::StatusOr<std::vector<std::int32_t>> Measure::Greedy(const Passage& passage) const {
-  KVF_ASSIGN_OR_RETURN(
-      const std::unique_ptr<model::PrefillSession> session,
-      model_.StartPrefill(options_.prompt_tokens + options_.greedy_tokens, codec::Raw16::kFp16));
+absl::StatusOr<PrefilledPrompt> Measure::Prefill(const Passage& passage, codec::Raw16 type,
+                                                 int max_tokens) const {
+  PrefilledPrompt prompt;
+  KVF_ASSIGN_OR_RETURN(prompt.session, model_.StartPrefill(max_tokens, type));
   KVF_RETURN_IF_ERROR(
-      session->Run(passage.tokens.first(static_cast<std::size_t>(options_.prompt_tokens)), Ignore));
-  std::vector<std::int32_t> greedy = {LikeliestToken(session->logits())};
+      prompt.session->Run(passage.tokens.first(static_cast<std::size_t>(options_.prompt_tokens)),
+                          [&prompt](int /*layer*/, const codec::KvView& kv) {
+                            prompt.layers.push_back(kv);
+                            return absl::OkStatus();
+                          }));
+  return prompt;
+}
+
+absl::StatusOr<std::vector<std::int32_t>> Measure::Greedy(model::PrefillSession& session) const {
+  std::vector<std::int32_t> greedy = {LikeliestToken(session.logits())};
   while (static_cast<int>(greedy.size()) < options_.greedy_tokens) {
     const std::int32_t last = greedy.back();
-    KVF_RETURN_IF_ERROR(session->Run(std::span(&last, 1), Ignore));
-    greedy.push_back(LikeliestToken(session->logits()));
+    KVF_RETURN_IF_ERROR(session.Run(std::span(&last, 1), Ignore));
+    greedy.push_back(LikeliestToken(session.logits()));
   }
   return greedy;
 }
@@ -156,33 +167,37 @@ absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec
   return caches;
 }
 
-absl::Status Measure::ShipPrompts(std::span<const Passage> passages, Caches& caches,
+absl::Status Measure::ShipPrompts(std::span<const Passage> passages,
+                                  std::span<const ExactPassage> exact, Caches& caches,
                                   std::span<Record> records) const {
-  const auto prompt = static_cast<std::size_t>(options_.prompt_tokens);
   for (std::size_t i = 0; i < passages.size(); ++i) {
-    progress_("prefill", static_cast<int>(i), static_cast<int>(passages.size()));
-    KVF_ASSIGN_OR_RETURN(
-        const std::unique_ptr<model::PrefillSession> session,
-        model_.StartPrefill(options_.prompt_tokens, caches.store->codec().raw_type));
-    std::vector<codec::KvView> layers(static_cast<std::size_t>(geometry().layers));
-    KVF_RETURN_IF_ERROR(session->Run(passages[i].tokens.first(prompt),
-                                     [&layers](int layer, const codec::KvView& kv) {
-                                       layers[layer] = kv;
-                                       return absl::OkStatus();
-                                     }));
-    const auto ship = [&](int new_tokens, decode::CacheStore& store, CacheBatch& batch) {
-      absl::StatusOr<ShippedPrompt> shipped = ShipPrompt(layers, new_tokens, store);
-      if (!shipped.ok()) return shipped.status();
-      records[i].wire_bytes = shipped->wire_bytes;
-      batch.Add(std::move(shipped->cache));
-      return absl::OkStatus();
-    };
-    KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.exact_store, *caches.exact_probe));
-    KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.store, *caches.probe));
-    KVF_RETURN_IF_ERROR(ship(options_.greedy_tokens, *caches.store, *caches.greedy));
-    KVF_RETURN_IF_ERROR(ship(options_.decode_tokens, *caches.store, *caches.teacher));
+    progress_(absl::StrCat(caches.store->codec().name, ", hand-off"), static_cast<int>(i),
+              static_cast<int>(passages.size()));
+    const codec::Raw16 type = caches.store->codec().raw_type;
+    if (type == exact[i].prompt.layers.front().type) {
+      KVF_RETURN_IF_ERROR(ShipPrompt(exact[i].prompt.layers, caches, records[i]));
+      continue;
+    }
+    KVF_ASSIGN_OR_RETURN(const PrefilledPrompt prompt,
+                         Prefill(passages[i], type, options_.prompt_tokens));
+    KVF_RETURN_IF_ERROR(ShipPrompt(prompt.layers, caches, records[i]));
   }
   return absl::OkStatus();
+}
+
+absl::Status Measure::ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
+                                 Record& record) const {
+  const auto ship = [&](int new_tokens, decode::CacheStore& store, CacheBatch& batch) {
+    absl::StatusOr<ShippedPrompt> shipped = bench::ShipPrompt(layers, new_tokens, store);
+    if (!shipped.ok()) return shipped.status();
+    record.wire_bytes = shipped->wire_bytes;
+    batch.Add(std::move(shipped->cache));
+    return absl::OkStatus();
+  };
+  KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.exact_store, *caches.exact_probe));
+  KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.store, *caches.probe));
+  KVF_RETURN_IF_ERROR(ship(options_.greedy_tokens, *caches.store, *caches.greedy));
+  return ship(options_.decode_tokens, *caches.store, *caches.teacher);
 }
 
 absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passages, Caches& caches,
@@ -191,7 +206,7 @@ absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passage
   std::vector<float> logits(passages.size() * vocabulary());
   std::uint32_t check = 0;
   for (int step = 0; step < options_.probe_tokens; ++step) {
-    progress_("attention", step, options_.probe_tokens);
+    progress_(absl::StrCat(caches.store->codec().name, ", attention"), step, options_.probe_tokens);
     const auto tokens = TokensAt(passages, static_cast<std::size_t>(options_.prompt_tokens + step));
     KVF_RETURN_IF_ERROR(probe.Step(model_, tokens, step % kProbeStride == 0, logits));
     check = Crc32c(std::as_bytes(std::span(logits)), check);
@@ -206,7 +221,7 @@ absl::Status Measure::RunGreedy(std::span<const ExactPassage> exact, Caches& cac
   for (const ExactPassage& passage : exact) tokens.push_back(passage.greedy.front());
   std::vector<float> logits(exact.size() * vocabulary());
   for (int step = 1; step < options_.greedy_tokens; ++step) {
-    progress_("greedy", step, options_.greedy_tokens);
+    progress_(absl::StrCat(caches.store->codec().name, ", greedy"), step, options_.greedy_tokens);
     KVF_RETURN_IF_ERROR(StepBatch(model_, tokens, *caches.greedy, logits));
     for (std::size_t i = 0; i < exact.size(); ++i) {
       tokens[i] = LikeliestToken(Row(logits, i, vocabulary()));
@@ -226,7 +241,7 @@ absl::StatusOr<std::uint32_t> Measure::RunTeacherForced(std::span<const Passage>
   std::vector<float> logits(passages.size() * vocabulary());
   std::uint32_t check = 0;
   for (int step = 0; step < scored(); ++step) {
-    progress_("teacher-forced", step, scored());
+    progress_(absl::StrCat(caches.store->codec().name, ", teacher-forced"), step, scored());
     const auto at = static_cast<std::size_t>(options_.prompt_tokens + step);
     KVF_RETURN_IF_ERROR(StepBatch(model_, TokensAt(passages, at), *caches.teacher, logits));
     if (step < options_.probe_tokens) check = Crc32c(std::as_bytes(std::span(logits)), check);
@@ -283,7 +298,7 @@ absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,
     records[i].codec_hash = HashText(codec);
   }
   KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches, MakeCaches(codec, passages.size()));
-  KVF_RETURN_IF_ERROR(ShipPrompts(passages, *caches, records));
+  KVF_RETURN_IF_ERROR(ShipPrompts(passages, exact, *caches, records));
   KVF_ASSIGN_OR_RETURN(const std::uint32_t exact_check, RunProbe(passages, *caches, records));
   KVF_RETURN_IF_ERROR(RunGreedy(exact, *caches, records));
   KVF_ASSIGN_OR_RETURN(const std::uint32_t check,

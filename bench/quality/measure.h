@@ -24,8 +24,15 @@ struct MeasureOptions {
   int probe_tokens = 128;    // over which attention outputs are compared
 };
 
+// K and V of a prompt after prefill, as they are handed off.
+struct PrefilledPrompt {
+  std::unique_ptr<model::PrefillSession> session;  // owns the values
+  std::vector<codec::KvView> layers;               // of the prompt's tokens
+};
+
 // What the exact model says about a passage: fp32 K and V, no cache format at all.
 struct ExactPassage {
+  PrefilledPrompt prompt;            // fp16
   std::vector<float> logits;         // [decode_tokens - 1, vocabulary], after each decode token
   std::vector<std::int32_t> greedy;  // [greedy_tokens], its own continuation of the prompt
   Record record;                     // its likelihoods
@@ -65,12 +72,17 @@ class Measure {
 
   codec::CacheGeometry geometry() const;
   std::size_t vocabulary() const;
-  absl::StatusOr<std::vector<std::int32_t>> Greedy(const Passage& passage) const;
+  absl::StatusOr<PrefilledPrompt> Prefill(const Passage& passage, codec::Raw16 type,
+                                          int max_tokens) const;
+  // Continues the prompt.
+  absl::StatusOr<std::vector<std::int32_t>> Greedy(model::PrefillSession& session) const;
   absl::StatusOr<std::unique_ptr<Caches>> MakeCaches(const codec::Codec& codec,
                                                      std::size_t passages) const;
-  // Prefills each prompt and ships it into all caches; the wire bytes go to the records.
-  absl::Status ShipPrompts(std::span<const Passage> passages, Caches& caches,
-                           std::span<Record> records) const;
+  // Ships each prompt into all caches; the wire bytes go to the records.
+  absl::Status ShipPrompts(std::span<const Passage> passages, std::span<const ExactPassage> exact,
+                           Caches& caches, std::span<Record> records) const;
+  absl::Status ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
+                          Record& record) const;
   // These three fill the records, and give what CheckNotBypassed wants to know.
   absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
                                          std::span<Record> records) const;

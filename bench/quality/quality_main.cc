@@ -72,7 +72,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   kvferry bench quality --model SmolLM2-135M-Instruct.Q4_1.gguf --text wiki.test.raw
   kvferry bench quality --model m.gguf --text a.txt --codecs kivi-4,kivi-2:sinks=0,recent=128 --passages 2 --output json
 
-Memory: batch * decode tokens * vocabulary * 4 bytes for the exact model's logits, and the caches.
+Memory: batch * decode tokens * vocabulary * 4 bytes for the exact model's logits, and the prompts' K and V.
 A run that was stopped goes on from its --state file.)");
 }
 

@@ -89,6 +89,7 @@ absl::StatusOr<QualityResult> SumUp(const StateFile& state, std::span<const code
   std::vector<std::vector<double>> exact_nll;
   for (const Record& record : RecordsOf(state, passages, kExactModel, "")) {
     exact_nll.push_back(record.nll);
+    result.seconds += record.seconds;
   }
   result.exact_perplexity = Exp(BootstrapMean(exact_nll, kStretchPositions, options.seed));
   const std::vector<Record> baseline =
@@ -102,6 +103,7 @@ absl::StatusOr<QualityResult> SumUp(const StateFile& state, std::span<const code
                                     .geometry = result.geometry,
                                     .prompt_tokens = options.measure.prompt_tokens,
                                     .seed = options.seed}));
+    result.seconds += result.rows.back().seconds;
   }
   return result;
 }

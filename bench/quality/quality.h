@@ -36,6 +36,7 @@ struct QualityOptions {
 struct QualityResult {
   codec::CacheGeometry geometry;
   Interval exact_perplexity;  // fp32, without a cache format
+  double seconds = 0;         // that all of it took to measure, in however many runs
   std::vector<Summary> rows;  // fp16 first, it is the baseline, then as asked for
 };
 

@@ -143,7 +143,9 @@ nlohmann::json MakeReport(const Flags& flags, const QualityResult& result, const
                      {"decode_tokens", measure.decode_tokens},
                      {"greedy_tokens", measure.greedy_tokens},
                      {"probe_tokens", measure.probe_tokens},
+                     {"stretch_positions", kStretchPositions},
                      {"seed", flags.options.seed}};
+  report["seconds"] = result.seconds;
   report["exact_perplexity"] = {{"value", result.exact_perplexity.value},
                                 {"low", result.exact_perplexity.low},
                                 {"high", result.exact_perplexity.high}};

@@ -179,11 +179,26 @@ def checks(rows):
     )
 
 
+def passkeys(report):
+    if "passkeys" not in report:
+        return ""
+    keys = report["passkeys"]
+    text = "\n## Passkeys\n\nA five-digit key hidden at so many percent of the prompt, "
+    text += "asked for at its end. A codec is asked for those that the exact model finds.\n\n"
+    text += "| keys found at | " + " | ".join(f"{depth} %" for depth in keys["depths_percent"]) + " |\n"
+    text += "|---" * (len(keys["depths_percent"]) + 1) + "|\n"
+    text += "| exact | " + " | ".join(f"{n} of {keys['per_depth']}" for n in keys["exact_found"]) + " |\n"
+    for row in keys["codecs"]:
+        counts = zip(row["found"], keys["exact_found"])
+        text += f"| `{row['codec']}` | " + " | ".join(f"{n} of {asked}" for n, asked in counts) + " |\n"
+    return text
+
+
 def layers(report):
     lossy = [row for row in report["codecs"] if row["lossy"] and ":" not in row["codec"]]
     if not lossy:
         return ""
-    text = "\n## Attention error by layer\n\n|layer | " + " | ".join(f"`{row['codec']}`" for row in lossy) + " |\n"
+    text = "\n## Attention error by layer\n\n| layer | " + " | ".join(f"`{row['codec']}`" for row in lossy) + " |\n"
     text += "|---" * (len(lossy) + 1) + "|\n"
     for layer in range(report["setup"]["layers"]):
         text += f"| {layer} | " + " | ".join(up(row["attention_error"][layer], 4) for row in lossy) + " |\n"
@@ -214,14 +229,16 @@ def render(report, folder):
     kl = [(row["resident_bits_per_value"], row["kl"]["value"], row["codec"]) for row in report["codecs"]]
     ratio = [(row["resident_bits_per_value"], row["perplexity_ratio"]["value"] - 1, row["codec"]) for row in report["codecs"]]
     plot(folder / "quality_kl.svg", f"{setup['model']}: divergence from the exact model", "mean KL, nats", kl)
-    shown = [point for point in ratio if point[1] >= 1e-5]
+    least = 1e-5
+    shown = [(bits, max(value, least), name) for bits, value, name in ratio]
     plot(folder / "quality_perplexity.svg", f"{setup['model']}: loss of perplexity", "perplexity ratio - 1", shown)
     text += "\n![Mean KL against bits per value](quality_kl.svg)\n\n![Perplexity ratio against bits per value](quality_perplexity.svg)\n"
     text += "\nThe dashed line is the Pareto front: no other row has fewer bits and a smaller loss."
-    hidden = [point[2] for point in ratio if point[1] < 1e-5]
-    if hidden:
-        text += " Not in the second plot, because they lose less than a part in 100,000 or gain by chance: " + ", ".join(f"`{name}`" for name in hidden) + "."
-    text += "\n" + checks(rows) + layers(report)
+    lowest = [point[2] for point in ratio if point[1] <= least]
+    if lowest:
+        text += " Rows that lose less than a part in 100,000, or gain by chance, stand on the bottom line of the second plot: "
+        text += ", ".join(f"`{name}`" for name in lowest) + "."
+    text += "\n" + checks(rows) + passkeys(report) + layers(report)
     (folder / "quality.md").write_text(text, encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 #include "bench/quality/cache_batch.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -28,6 +29,21 @@ transport::ChunkHeader HeaderOf(const prefill::ChunkPlan& chunk,
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<decode::CacheStore>> MakeStore(const codec::Codec& codec,
+                                                              const codec::CacheGeometry& geometry,
+                                                              std::uint64_t rows,
+                                                              const codec::Backend& backend) {
+  std::uint64_t row_bytes = 0;
+  for (int layer = 0; layer < geometry.layers; ++layer) {
+    KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, geometry.head_dim));
+    row_bytes += codec::PageBytes(spec, geometry.kv_heads);
+  }
+  return decode::CacheStore::Create({.codec = codec,
+                                     .geometry = geometry,
+                                     .pool_bytes = std::max<std::uint64_t>(1, rows) * row_bytes},
+                                    backend);
+}
 
 absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
                                          decode::CacheStore& store) {

@@ -13,6 +13,12 @@
 
 namespace kvferry::bench {
 
+// A store with so many rows, at least one. `backend` outlives it.
+absl::StatusOr<std::unique_ptr<decode::CacheStore>> MakeStore(const codec::Codec& codec,
+                                                              const codec::CacheGeometry& geometry,
+                                                              std::uint64_t rows,
+                                                              const codec::Backend& backend);
+
 // A prompt's cache in a store, as a hand-off leaves it.
 struct ShippedPrompt {
   std::unique_ptr<decode::StoredSequence> cache;  // published

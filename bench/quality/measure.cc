@@ -99,9 +99,11 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
         session->Score(passage.tokens.subspan(prompt + at, part),
                        std::span(exact.logits).subspan(at * vocabulary(), part * vocabulary())));
   }
-  KVF_ASSIGN_OR_RETURN(exact.prompt, Prefill(passage, codec::Raw16::kFp16,
-                                             options_.prompt_tokens + options_.greedy_tokens));
-  KVF_ASSIGN_OR_RETURN(exact.greedy, Greedy(*exact.prompt.session));
+  KVF_ASSIGN_OR_RETURN(exact.prompt,
+                       PrefillPrompt(model_, passage.tokens.first(prompt), codec::Raw16::kFp16,
+                                     options_.prompt_tokens + options_.greedy_tokens));
+  KVF_ASSIGN_OR_RETURN(exact.greedy,
+                       ContinueGreedily(*exact.prompt.session, options_.greedy_tokens));
   exact.record.passage = passage.number;
   exact.record.codec = kExactModel;
   for (std::size_t i = 0; i < count; ++i) {
@@ -112,43 +114,10 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
   return exact;
 }
 
-absl::StatusOr<PrefilledPrompt> Measure::Prefill(const Passage& passage, codec::Raw16 type,
-                                                 int max_tokens) const {
-  PrefilledPrompt prompt;
-  KVF_ASSIGN_OR_RETURN(prompt.session, model_.StartPrefill(max_tokens, type));
-  KVF_RETURN_IF_ERROR(
-      prompt.session->Run(passage.tokens.first(static_cast<std::size_t>(options_.prompt_tokens)),
-                          [&prompt](int /*layer*/, const codec::KvView& kv) {
-                            prompt.layers.push_back(kv);
-                            return absl::OkStatus();
-                          }));
-  return prompt;
-}
-
-absl::StatusOr<std::vector<std::int32_t>> Measure::Greedy(model::PrefillSession& session) const {
-  std::vector<std::int32_t> greedy = {LikeliestToken(session.logits())};
-  while (static_cast<int>(greedy.size()) < options_.greedy_tokens) {
-    const std::int32_t last = greedy.back();
-    KVF_RETURN_IF_ERROR(session.Run(std::span(&last, 1), Ignore));
-    greedy.push_back(LikeliestToken(session.logits()));
-  }
-  return greedy;
-}
-
 absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec::Codec& codec,
                                                                      std::size_t passages) const {
-  const auto make_store =
-      [&](const codec::Codec& of,
-          std::uint64_t rows) -> absl::StatusOr<std::unique_ptr<decode::CacheStore>> {
-    std::uint64_t row_bytes = 0;
-    for (int layer = 0; layer < geometry().layers; ++layer) {
-      KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, of.ForLayer(layer, geometry().head_dim));
-      row_bytes += codec::PageBytes(spec, geometry().kv_heads);
-    }
-    return decode::CacheStore::Create({.codec = of,
-                                       .geometry = geometry(),
-                                       .pool_bytes = std::max<std::uint64_t>(1, rows) * row_bytes},
-                                      backend_);
+  const auto make_store = [&](const codec::Codec& of, std::uint64_t rows) {
+    return MakeStore(of, geometry(), rows, backend_);
   };
   const auto rows = [&](int new_tokens) -> std::uint64_t {
     return passages * cache::RowsNeeded(options_.prompt_tokens, new_tokens, codec.window);
@@ -178,8 +147,11 @@ absl::Status Measure::ShipPrompts(std::span<const Passage> passages,
       KVF_RETURN_IF_ERROR(ShipPrompt(exact[i].prompt.layers, caches, records[i]));
       continue;
     }
-    KVF_ASSIGN_OR_RETURN(const PrefilledPrompt prompt,
-                         Prefill(passages[i], type, options_.prompt_tokens));
+    KVF_ASSIGN_OR_RETURN(
+        const PrefilledPrompt prompt,
+        PrefillPrompt(model_,
+                      passages[i].tokens.first(static_cast<std::size_t>(options_.prompt_tokens)),
+                      type, options_.prompt_tokens));
     KVF_RETURN_IF_ERROR(ShipPrompt(prompt.layers, caches, records[i]));
   }
   return absl::OkStatus();

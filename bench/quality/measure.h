@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "bench/quality/passages.h"
+#include "bench/quality/prompt.h"
 #include "bench/quality/record.h"
 #include "kvcodec/backend.h"
 #include "kvcodec/plan.h"
@@ -22,12 +23,6 @@ struct MeasureOptions {
   int decode_tokens = 1024;  // that follow; the first is of the exact prefill and not scored
   int greedy_tokens = 128;   // generated to see how long the answer stays the exact one
   int probe_tokens = 128;    // over which attention outputs are compared
-};
-
-// K and V of a prompt after prefill, as they are handed off.
-struct PrefilledPrompt {
-  std::unique_ptr<model::PrefillSession> session;  // owns the values
-  std::vector<codec::KvView> layers;               // of the prompt's tokens
 };
 
 // What the exact model says about a passage: fp32 K and V, no cache format at all.
@@ -72,10 +67,6 @@ class Measure {
 
   codec::CacheGeometry geometry() const;
   std::size_t vocabulary() const;
-  absl::StatusOr<PrefilledPrompt> Prefill(const Passage& passage, codec::Raw16 type,
-                                          int max_tokens) const;
-  // Continues the prompt.
-  absl::StatusOr<std::vector<std::int32_t>> Greedy(model::PrefillSession& session) const;
   absl::StatusOr<std::unique_ptr<Caches>> MakeCaches(const codec::Codec& codec,
                                                      std::size_t passages) const;
   // Ships each prompt into all caches; the wire bytes go to the records.

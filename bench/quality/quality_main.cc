@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "bench/quality/passkey.h"
 #include "bench/quality/quality.h"
 #include "bench/report.h"
 #include "cli/output.h"
@@ -25,7 +27,7 @@ namespace {
 struct Flags {
   std::string model, text, codecs, out;
   bool sanity = false;
-  int threads = 0;
+  int threads = 0, passkeys = 0;
   cli::OutputFormat output = cli::OutputFormat::kTable;
   QualityOptions options{.state = "kvferry-quality.jsonl"};
 };
@@ -63,7 +65,12 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--threads", flags.threads, "0: all cores")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
-  app.add_option("--seed", flags.options.seed, "of the bootstrap")->capture_default_str();
+  app.add_option("--passkeys", flags.passkeys,
+                 "also hide so many keys at each of 5 depths of a prompt, and ask for them")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1000));
+  app.add_option("--seed", flags.options.seed, "of the bootstrap and the keys")
+      ->capture_default_str();
   app.add_option("--state", flags.options.state,
                  "what is measured goes here, and is not measured again")
       ->capture_default_str();
@@ -79,8 +86,10 @@ A run that was stopped goes on from its --state file.)");
 // One line on stderr that is written over; not a terminal: a line whenever something new begins.
 class ProgressLine {
  public:
-  ~ProgressLine() {
+  ~ProgressLine() { End(); }
+  void End() {
     if (terminal_ && !what_.empty()) std::cerr << '\n';
+    what_.clear();
   }
   void Show(std::string_view what, int done, int all) {
     const bool fresh = what != what_;
@@ -128,6 +137,37 @@ void PrintTable(const QualityResult& result) {
             << cli::FormatTable(table);
 }
 
+std::vector<std::string> PasskeyLine(const PasskeyCounts& counts, const PasskeyCounts& asked) {
+  std::vector<std::string> line = {counts.codec};
+  for (std::size_t depth = 0; depth < counts.found.size(); ++depth) {
+    line.push_back(absl::StrCat(counts.found[depth], "/", asked.found[depth]));
+  }
+  return line;
+}
+
+void PrintPasskeys(const PasskeyResult& result) {
+  std::vector<std::vector<std::string>> table = {{"keys found at depth"}};
+  PasskeyCounts all{.codec = "", .found = {}};
+  all.found.fill(result.per_depth);
+  for (const int depth : kPasskeyDepths) table[0].push_back(absl::StrCat(depth, " %"));
+  table.push_back(PasskeyLine(result.exact, all));
+  for (const PasskeyCounts& codec : result.codecs) {
+    table.push_back(PasskeyLine(codec, result.exact));
+  }
+  std::cout << '\n' << cli::FormatTable(table);
+}
+
+nlohmann::json ToJson(const PasskeyResult& result) {
+  nlohmann::json json = {{"depths_percent", kPasskeyDepths},
+                         {"per_depth", result.per_depth},
+                         {"exact_found", result.exact.found},
+                         {"codecs", nlohmann::json::array()}};
+  for (const PasskeyCounts& codec : result.codecs) {
+    json["codecs"].push_back({{"codec", codec.codec}, {"found", codec.found}});
+  }
+  return json;
+}
+
 nlohmann::json MakeReport(const Flags& flags, const QualityResult& result, const Text& text,
                           nlohmann::json report) {
   const MeasureOptions& measure = flags.options.measure;
@@ -170,19 +210,35 @@ absl::Status Run(Flags& flags, nlohmann::json header) {
   KVF_ASSIGN_OR_RETURN(const auto model,
                        model::Model::Load({.path = flags.model, .threads = threads}));
   KVF_ASSIGN_OR_RETURN(const auto backend, codec::CreateCpuBackend({.threads = threads}));
-  absl::StatusOr<QualityResult> result;
-  {
-    ProgressLine progress;
-    result = RunQuality(
-        flags.options, *model, *backend, text,
-        [&progress](std::string_view what, int done, int all) { progress.Show(what, done, all); });
+  ProgressLine line;
+  const auto progress = [&line](std::string_view what, int done, int all) {
+    line.Show(what, done, all);
+  };
+  KVF_ASSIGN_OR_RETURN(const QualityResult result,
+                       RunQuality(flags.options, *model, *backend, text, progress));
+  nlohmann::json report = MakeReport(flags, result, text, std::move(header));
+  std::optional<PasskeyResult> passkeys;
+  if (flags.passkeys > 0) {
+    std::vector<codec::Codec> codecs;
+    for (const Summary& row : result.rows) codecs.push_back(row.codec);
+    KVF_ASSIGN_OR_RETURN(const std::vector<Passkey> keys,
+                         MakePasskeys(*tokenizer, text.tokens, flags.options.measure.prompt_tokens,
+                                      flags.passkeys, flags.options.seed));
+    KVF_ASSIGN_OR_RETURN(passkeys, RunPasskeys({.model = *model,
+                                                .backend = *backend,
+                                                .tokenizer = *tokenizer,
+                                                .codecs = codecs,
+                                                .passkeys = keys,
+                                                .batch = flags.options.batch},
+                                               progress));
+    report["passkeys"] = ToJson(*passkeys);
   }
-  KVF_RETURN_IF_ERROR(result.status());
-  const nlohmann::json report = MakeReport(flags, *result, text, std::move(header));
+  line.End();
   if (flags.output == cli::OutputFormat::kJson) {
     std::cout << report.dump(2) << '\n';
   } else {
-    PrintTable(*result);
+    PrintTable(result);
+    if (passkeys.has_value()) PrintPasskeys(*passkeys);
   }
   return WriteReport(report, flags.out);
 }

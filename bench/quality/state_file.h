@@ -26,7 +26,8 @@ class StateFile {
 
   // Null: not measured yet. Valid until the next Append.
   const Record* Find(int passage, const std::string& codec, const std::string& codec_hash) const;
-  // On disk when it returns. Takes the place of an earlier record of the same passage and codec.
+  // With the system when it returns: a killed process loses nothing. Takes the place of an earlier
+  // record of the same passage and codec.
   absl::Status Append(const Record& record);
 
  private:

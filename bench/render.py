@@ -27,6 +27,8 @@ def main():
     text = HEAD
     for path in sorted((ROOT / "bench" / "results").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
+        if "rows" not in report:  # quality.json has a page of its own: render_quality.py
+            continue
         machine = report["machine"]
         text += f"\n## {report['bench']}\n\n"
         text += f"`{report['command']}`, {report['date'][:10]}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores.\n\n"

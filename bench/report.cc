@@ -57,16 +57,30 @@ nlohmann::json ToJson(const Spread& spread) {
       {"median", spread.median}, {"min", spread.min}, {"max", spread.max}, {"runs", spread.runs}};
 }
 
-Report::Report(std::string name, int argc, char** argv) {
+nlohmann::json ReportHeader(const std::string& name, int argc, char** argv) {
   std::string command;
   for (int i = 0; i < argc; ++i) absl::StrAppend(&command, i == 0 ? "" : " ", argv[i]);
-  report_["bench"] = std::move(name);
-  report_["command"] = command;
-  report_["date"] = absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone());
-  report_["commit"] = Commit();
-  report_["machine"] = {{"cpu", CpuModel()},
-                        {"cores", std::thread::hardware_concurrency()},
-                        {"kernel", FirstLineOf("uname -r")}};
+  return {{"bench", name},
+          {"command", command},
+          {"date", absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone())},
+          {"commit", Commit()},
+          {"machine",
+           {{"cpu", CpuModel()},
+            {"cores", std::thread::hardware_concurrency()},
+            {"kernel", FirstLineOf("uname -r")}}}};
+}
+
+absl::Status WriteReport(const nlohmann::json& report, const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  std::ofstream file(path);
+  file << report.dump(1) << '\n';
+  file.close();
+  return file.good() ? absl::OkStatus()
+                     : absl::InternalError(absl::StrCat("cannot write '", path, "'"));
+}
+
+Report::Report(const std::string& name, int argc, char** argv)
+    : report_(ReportHeader(name, argc, argv)) {
   report_["rows"] = nlohmann::json::array();
 }
 
@@ -81,13 +95,6 @@ void Report::AddRatio(const std::string& what, double ratio, const std::string& 
                              {"details", std::move(details)}});
 }
 
-absl::Status Report::Write(const std::string& path) const {
-  if (path.empty()) return absl::OkStatus();
-  std::ofstream file(path);
-  file << report_.dump(1) << '\n';
-  file.close();
-  return file.good() ? absl::OkStatus()
-                     : absl::InternalError(absl::StrCat("cannot write '", path, "'"));
-}
+absl::Status Report::Write(const std::string& path) const { return WriteReport(report_, path); }
 
 }  // namespace kvferry::bench

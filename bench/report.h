@@ -17,10 +17,14 @@ struct Spread {
 Spread Summarize(std::vector<double> samples);
 nlohmann::json ToJson(const Spread& spread);
 
+// Where a report comes from: bench, command (how to run it again), date, commit, machine.
+nlohmann::json ReportHeader(const std::string& name, int argc, char** argv);
+// kInternal: cannot write. Nothing is written when `path` is empty.
+absl::Status WriteReport(const nlohmann::json& report, const std::string& path);
+
 class Report {
  public:
-  // `command` is how to run it again.
-  Report(std::string name, int argc, char** argv);
+  Report(const std::string& name, int argc, char** argv);
   // A ratio against a baseline of the same run, with the bar that it is held to.
   void AddRatio(const std::string& what, double ratio, const std::string& baseline,
                 const std::string& bar, nlohmann::json details);

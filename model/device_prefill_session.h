@@ -25,6 +25,7 @@ class DevicePrefillSession : public PrefillSession {
       codec::Raw16 type);
 
   absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override;
+  absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override;
   std::span<const float> logits() const override { return logits_; }
 
  private:
@@ -33,8 +34,13 @@ class DevicePrefillSession : public PrefillSession {
       : transformer_(transformer),
         device_(device),
         max_tokens_(max_tokens),
-        cache_(std::move(cache)) {}
-  absl::Status RunLayers(DeviceTransformer::Rows rows, const OnLayer& on_layer);
+        cache_(std::move(cache)),
+        logits_(static_cast<std::size_t>(transformer.config().vocabulary)) {}
+  // logits: of so many of the last tokens: of one, or of all that are run.
+  absl::Status RunTokens(std::span<const std::int32_t> tokens, const OnLayer& on_layer,
+                         std::span<float> logits);
+  absl::Status RunLayers(DeviceTransformer::Rows rows, const OnLayer& on_layer,
+                         std::span<float> logits);
   // q: the last rows of the `tokens` that the cache holds. Same shape back.
   at::Tensor Attend(int layer, const at::Tensor& q, std::int64_t tokens) const;
 

@@ -70,6 +70,10 @@ class PrefillSession {
   // Appends `tokens`. kInvalidArgument: an id outside the vocabulary, or more than max_tokens in
   // all.
   virtual absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) = 0;
+  // The same without a look at K and V, and what the model thinks after each of `tokens`: what a
+  // lossy cache is compared with. logits: [tokens, vocabulary] fp32; kInvalidArgument: another
+  // size.
+  virtual absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) = 0;
   // Of the last token run: [vocabulary].
   virtual std::span<const float> logits() const = 0;
 };

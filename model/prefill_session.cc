@@ -7,6 +7,7 @@
 #include <ATen/ops/triu.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -54,20 +55,36 @@ absl::StatusOr<std::unique_ptr<TorchPrefillSession>> TorchPrefillSession::Create
 
 absl::Status TorchPrefillSession::Run(std::span<const std::int32_t> tokens,
                                       const OnLayer& on_layer) {
+  return RunTokens(tokens, on_layer, logits_);
+}
+
+absl::Status TorchPrefillSession::Score(std::span<const std::int32_t> tokens,
+                                        std::span<float> logits) {
+  KVF_RETURN_IF_ERROR(CheckLogitsRoom(transformer_.config(), tokens.size(), logits.size()));
+  KVF_RETURN_IF_ERROR(RunTokens(
+      tokens, [](int, const codec::KvView&) { return absl::OkStatus(); }, logits));
+  const std::span<const float> last = logits.last(logits_.size());
+  std::copy(last.begin(), last.end(), logits_.begin());
+  return absl::OkStatus();
+}
+
+absl::Status TorchPrefillSession::RunTokens(std::span<const std::int32_t> tokens,
+                                            const OnLayer& on_layer, std::span<float> logits) {
   KVF_RETURN_IF_ERROR(CheckPromptChunk(tokens.size(), tokens_, max_tokens_));
   return CatchTorch("prefill", [&]() -> absl::Status {
     const c10::InferenceMode guard;
     std::vector<std::int32_t> positions(tokens.size());
     std::iota(positions.begin(), positions.end(), tokens_);
     KVF_RETURN_IF_ERROR(transformer_.Begin(tokens, positions, activations_));
-    KVF_RETURN_IF_ERROR(RunLayers(tokens_, on_layer));
+    KVF_RETURN_IF_ERROR(RunLayers(tokens_, logits.size() == logits_.size(), on_layer));
     tokens_ += static_cast<int>(tokens.size());
-    transformer_.Logits(activations_, activations_.rows - 1, logits_.data());
+    transformer_.Logits(activations_, 0, logits.data());
     return absl::OkStatus();
   });
 }
 
-absl::Status TorchPrefillSession::RunLayers(std::int64_t past, const OnLayer& on_layer) {
+absl::Status TorchPrefillSession::RunLayers(std::int64_t past, bool last_row_only,
+                                            const OnLayer& on_layer) {
   Activations& a = activations_;
   const std::int64_t tokens = past + a.rows;
   const int layers = transformer_.config().layers;
@@ -76,7 +93,7 @@ absl::Status TorchPrefillSession::RunLayers(std::int64_t past, const OnLayer& on
     transformer_.ProjectQkv(layer, a);
     StoreKv(layer, past);
     KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
-    if (layer + 1 == layers) {  // nothing but the last token's logits is wanted of the rest
+    if (layer + 1 == layers && last_row_only) {  // nothing else is wanted of the other rows
       KeepLastRow();
       Attend(layer, tokens - 1, {});
     } else {

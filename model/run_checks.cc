@@ -31,6 +31,13 @@ absl::Status CheckPromptChunk(std::size_t count, std::int64_t done, int max_toke
       absl::StrCat(count, " tokens after ", done, ", the session was made for ", max_tokens));
 }
 
+absl::Status CheckLogitsRoom(const ModelConfig& config, std::size_t tokens, std::size_t logits) {
+  const std::size_t wanted = tokens * static_cast<std::size_t>(config.vocabulary);
+  if (logits == wanted) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(tokens, " tokens with room for ", logits, " logits, ", wanted, " wanted"));
+}
+
 absl::Status CheckDecodeStep(const ModelConfig& config, std::size_t tokens, std::size_t positions,
                              std::size_t logits) {
   const std::size_t wanted = tokens * static_cast<std::size_t>(config.vocabulary);

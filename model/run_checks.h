@@ -16,6 +16,8 @@ absl::Status CheckToken(const ModelConfig& config, std::size_t index, std::int32
 absl::Status CheckPromptTokens(const ModelConfig& config, int max_tokens);
 // `count` tokens after `done` in a session for `max_tokens`.
 absl::Status CheckPromptChunk(std::size_t count, std::int64_t done, int max_tokens);
+// Room for the logits of `tokens` tokens.
+absl::Status CheckLogitsRoom(const ModelConfig& config, std::size_t tokens, std::size_t logits);
 // A decode step with so many tokens and positions, and room for so many logits.
 absl::Status CheckDecodeStep(const ModelConfig& config, std::size_t tokens, std::size_t positions,
                              std::size_t logits);

@@ -185,6 +185,38 @@ TEST(CodecsCommand, PricesEveryCodec) {
   EXPECT_EQ(RunShell(Kvferry() + " codecs zip").exit_code, kExitUsage);
 }
 
+TEST(BenchCommand, QualityMeasuresAModelAndGoesOnFromItsState) {
+  if (!std::filesystem::exists(ProgramFolder() + "/kvferry-quality")) {
+    GTEST_SKIP() << "built without KVFERRY_BENCH";
+  }
+  char folder[] = "/tmp/kvferry-cli.XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  const std::string bench =
+      absl::StrCat(Kvferry(), " bench quality --model ", kModel,
+                   " --text docs/protocol.md --passages 1 --prompt-tokens 200 --decode-tokens 16 "
+                   "--greedy-tokens 4 --probe-tokens 8 --state ",
+                   folder, "/state.jsonl");
+  const Ran table = RunShell(bench + " --codecs kivi-2-g64:sinks=0,recent=32,kivi-4-g64");
+  EXPECT_EQ(table.exit_code, kExitOk) << table.out;
+  EXPECT_THAT(table.out, HasSubstr("kivi-2-g64:sinks=0,recent=32, teacher-forced"));
+  EXPECT_THAT(table.out, HasSubstr("exact model"));
+  const Ran again = RunShell(bench + " --codecs kivi-4-g64 --output json --out " + folder +
+                             "/quality.json && cat " + folder + "/quality.json");
+  ASSERT_EQ(again.exit_code, kExitOk) << again.out;
+  const std::size_t second = again.out.find("\n{") + 1;  // nothing was left: no progress before it
+  const nlohmann::json json = nlohmann::json::parse(again.out.substr(0, second));
+  EXPECT_EQ(json, nlohmann::json::parse(again.out.substr(second)));
+  EXPECT_EQ(json["codecs"][1]["codec"], "kivi-4-g64");
+  EXPECT_GT(json["codecs"][1]["kl"]["value"], json["codecs"][0]["kl"]["value"]);
+  EXPECT_THAT(json["command"], HasSubstr("kvferry bench quality --model"));
+  std::filesystem::remove_all(folder);
+
+  EXPECT_THAT(RunShell(Kvferry() + " bench quality --help").out, HasSubstr("--prompt-tokens"));
+  EXPECT_EQ(RunShell(bench + " --codecs zip").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " bench quality --no-such-flag").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " bench").exit_code, kExitUsage);
+}
+
 TEST(SampleConfigs, AreAccepted) {
   for (const char* role : {"router", "prefill", "decode"}) {
     const Ran ran =

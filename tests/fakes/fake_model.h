@@ -68,6 +68,15 @@ class FakeModel : public model::Model {
       logits_[tokens_ % model_.config_.vocabulary] = 10;
       return absl::OkStatus();
     }
+    absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override {
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        const auto run =
+            Run(tokens.subspan(i, 1), [](int, const codec::KvView&) { return absl::OkStatus(); });
+        if (!run.ok()) return run;
+        std::copy(logits_.begin(), logits_.end(), logits.begin() + i * logits_.size());
+      }
+      return absl::OkStatus();
+    }
     std::span<const float> logits() const override { return logits_; }
 
    private:

@@ -43,6 +43,24 @@ TEST_P(DeviceModelTest, LogitsEqualTransformers) {
   }
 }
 
+TEST_P(DeviceModelTest, ScoreGivesTheLogitsOfEveryToken) {
+  const auto model_ = LoadOnCpu(GetParam().first, ComputeType::kFp32);
+  const std::span<const std::int32_t> ids = ids_;
+  const std::size_t begin = ids.size() / 2, vocabulary = expected_.size();
+  auto session = model_->StartPrefill(static_cast<int>(ids.size()), codec::Raw16::kFp16);
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE((*session)->Run(ids.first(begin), Ignore).ok());
+  std::vector<float> logits((ids.size() - begin) * vocabulary);
+  EXPECT_FALSE((*session)->Score(ids.subspan(begin), std::span(logits).first(vocabulary)).ok());
+  const absl::Status scored = (*session)->Score(ids.subspan(begin), logits);
+  ASSERT_TRUE(scored.ok()) << scored;
+  for (std::size_t end = begin + 1; end <= ids.size(); end += 7) {
+    const auto row = std::span(logits).subspan((end - begin - 1) * vocabulary, vocabulary);
+    EXPECT_LT(LargestDifference(row, PromptLogits(*model_, ids.first(end), end)), 1e-4) << end;
+  }
+  EXPECT_LT(LargestDifference((*session)->logits(), expected_), 1e-4);
+}
+
 TEST_P(DeviceModelTest, DecodeStepsContinueThePrompt) {
   constexpr std::size_t kSteps = 10;
   const auto model = LoadOnCpu(GetParam().first, ComputeType::kFp32);

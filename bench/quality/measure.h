@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "bench/quality/passages.h"
+#include "bench/quality/prompt.h"
+#include "bench/quality/record.h"
+#include "kvcodec/backend.h"
+#include "kvcodec/plan.h"
+#include "model/model.h"
+
+namespace kvferry::bench {
+
+struct MeasureOptions {
+  int prompt_tokens = 1024;  // prefilled with exact attention
+  int decode_tokens = 1024;  // that follow; the first is of the exact prefill and not scored
+  int greedy_tokens = 128;   // generated to see how long the answer stays the exact one
+  int probe_tokens = 128;    // over which attention outputs are compared
+};
+
+// What the exact model says about a passage: fp32 K and V, no cache format at all.
+struct ExactPassage {
+  PrefilledPrompt prompt;            // fp16
+  std::vector<float> logits;         // [decode_tokens - 1, vocabulary], after each decode token
+  std::vector<std::int32_t> greedy;  // [greedy_tokens], its own continuation of the prompt
+  Record record;                     // its likelihoods
+};
+
+// Measures codecs on passages through the path that serves them: exact prefill, hand-off, pool,
+// windows, flushes and decode attention of the nodes. Thread: one at a time.
+class Measure {
+ public:
+  // What runs, and how far it is; for people.
+  using Progress = std::function<void(std::string_view what, int done, int all)>;
+
+  // kInvalidArgument: options that the model's context does not hold, or that leave nothing to
+  // score. model and backend outlive it.
+  static absl::StatusOr<Measure> Create(model::Model& model, const codec::Backend& backend,
+                                        const MeasureOptions& options, Progress progress);
+
+  int passage_tokens() const { return options_.prompt_tokens + options_.decode_tokens; }
+  // Positions that a passage is scored at.
+  int scored() const { return options_.decode_tokens - 1; }
+
+  absl::StatusOr<ExactPassage> RunExact(const Passage& passage) const;
+
+  // All passages step together, so that weights are read once. exact: of the same passages.
+  // kFailedPrecondition: the codec was bypassed, nothing that was lossy has been read. kInternal:
+  // bytes in the buffers are not those of the formula.
+  absl::StatusOr<std::vector<Record>> RunCodec(const codec::Codec& codec,
+                                               std::span<const Passage> passages,
+                                               std::span<const ExactPassage> exact) const;
+
+ private:
+  struct Caches;  // of one codec: stores and batches
+
+  Measure(model::Model& model, const codec::Backend& backend, const MeasureOptions& options,
+          Progress progress)
+      : model_(model), backend_(backend), options_(options), progress_(std::move(progress)) {}
+
+  codec::CacheGeometry geometry() const;
+  std::size_t vocabulary() const;
+  absl::StatusOr<std::unique_ptr<Caches>> MakeCaches(const codec::Codec& codec,
+                                                     std::size_t passages) const;
+  // Ships each prompt into all caches; the wire bytes go to the records.
+  absl::Status ShipPrompts(std::span<const Passage> passages, std::span<const ExactPassage> exact,
+                           Caches& caches, std::span<Record> records) const;
+  absl::Status ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
+                          Record& record) const;
+  // These three fill the records, and give what CheckNotBypassed wants to know.
+  absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
+                                         std::span<Record> records) const;
+  absl::Status RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
+                         std::span<Record> records) const;
+  absl::StatusOr<std::uint32_t> RunTeacherForced(std::span<const Passage> passages,
+                                                 std::span<const ExactPassage> exact,
+                                                 Caches& caches, std::span<Record> records) const;
+  absl::Status CheckBytes(const Caches& caches, std::span<const Record> records) const;
+
+  model::Model& model_;
+  const codec::Backend& backend_;
+  const MeasureOptions options_;
+  const Progress progress_;
+};
+
+}  // namespace kvferry::bench

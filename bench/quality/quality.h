@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "bench/quality/measure.h"
+#include "bench/quality/summary.h"
+#include "kvcodec/backend.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+
+namespace kvferry::bench {
+
+// The text that a run scores, as the model's tokenizer has it.
+struct Text {
+  std::vector<std::int32_t> tokens;
+  std::string check;  // CRC32C of the file
+};
+
+// A UTF-8 file, taken as it is. kNotFound, kInvalidArgument.
+absl::StatusOr<Text> ReadText(const std::string& path, const model::Tokenizer& tokenizer);
+
+// A whole run of the quality bench.
+struct QualityOptions {
+  std::string state;  // JSON lines; what they have is not measured again
+  std::vector<codec::Codec> codecs;
+  MeasureOptions measure;
+  int passages = 8;
+  int batch = 8;  // passages that step together
+  std::uint64_t seed = 1;
+};
+
+struct QualityResult {
+  codec::CacheGeometry geometry;
+  Interval exact_perplexity;  // fp32, without a cache format
+  double seconds = 0;         // that all of it took to measure, in however many runs
+  std::vector<Summary> rows;  // fp16 first, it is the baseline, then as asked for
+};
+
+// "kivi-4,kivi-2:sinks=0,recent=128" -> two codecs: a setting belongs to the codec before it.
+// kNotFound, kInvalidArgument: as FindCodec, or no codec at all.
+absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list);
+
+// The rows with which issue and literature are checked: keys against values, sinks, groups, recent.
+std::vector<codec::Codec> SanityCodecs();
+
+// Measures what the state file does not have yet and sums up. `progress` is for people.
+absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, model::Model& model,
+                                         const codec::Backend& backend, const Text& text,
+                                         Measure::Progress progress);
+
+}  // namespace kvferry::bench

@@ -1,0 +1,61 @@
+#include "bench/quality/compare.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace kvferry::bench {
+namespace {
+
+TEST(CompareTest, ValuesByHand) {
+  // p = (1/4, 3/4), q = (1/2, 1/2).
+  const std::vector<float> exact = {0, std::log(3.0f)}, tested = {1, 1};
+  const Comparison one = Compare(exact, tested, 1);
+  EXPECT_NEAR(one.nll, std::log(2.0), 1e-12);
+  EXPECT_NEAR(one.kl, 0.25 * std::log(0.5) + 0.75 * std::log(1.5), 1e-7);
+  EXPECT_FALSE(one.agrees);  // the first of two equal ones is token 0
+  EXPECT_TRUE(one.sure);     // log 3 is more than the margin
+  // The other way round it is another number.
+  EXPECT_NEAR(Compare(tested, exact, 0).kl, 0.5 * std::log(2.0) + 0.5 * std::log(2.0 / 3), 1e-7);
+  EXPECT_NEAR(NegativeLogLikelihood(exact, 1), std::log(4.0 / 3), 1e-7);
+}
+
+TEST(CompareTest, NothingIsTruncated) {
+  // Half of the mass is on 1,000 tokens that nobody would look at.
+  std::vector<float> exact(1001, 0), tested(1001, 0);
+  exact[0] = tested[0] = std::log(1000.0f);
+  for (std::size_t i = 1; i < tested.size(); ++i) tested[i] = i % 2 == 0 ? 0.5f : -0.5f;
+  const double norm = 1000 + 500 * (std::exp(0.5) + std::exp(-0.5));
+  EXPECT_NEAR(Compare(exact, tested, 0).kl, std::log(norm / 2000), 1e-6);
+}
+
+TEST(CompareTest, EqualDistributionsHaveNoDivergence) {
+  const std::vector<float> exact = {3, -2, 0.5f, 90};
+  std::vector<float> shifted = exact;
+  for (float& x : shifted) x += 4;
+  for (const auto& tested : {exact, shifted}) {
+    const Comparison one = Compare(exact, tested, 3);
+    EXPECT_EQ(one.kl, 0);
+    EXPECT_NEAR(one.nll, 0, 1e-12);
+    EXPECT_TRUE(one.agrees);
+  }
+}
+
+TEST(CompareTest, ANarrowLeadIsNotSure) {
+  const std::vector<float> exact = {1, 1.05f, 0};
+  const Comparison one = Compare(exact, exact, 0);
+  EXPECT_TRUE(one.agrees);
+  EXPECT_FALSE(one.sure);
+}
+
+TEST(CompareTest, WhatIsNoNumberGivesNone) {
+  const std::vector<float> exact = {1, 2};
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_FALSE(std::isfinite(Compare(exact, std::vector<float>{nan, 1}, 0).kl));
+  EXPECT_FALSE(std::isfinite(Compare(exact, std::vector<float>{1, nan}, 0).kl));
+}
+
+}  // namespace
+}  // namespace kvferry::bench

@@ -6,6 +6,7 @@
 
 #include "common/crc32c.h"
 #include "common/status_macros.h"
+#include "decode_node/host_memory.h"
 #include "prefill_node/chunk_encoder.h"
 #include "prefill_node/chunk_layout.h"
 
@@ -30,23 +31,28 @@ transport::ChunkHeader HeaderOf(const prefill::ChunkPlan& chunk,
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<decode::CacheStore>> MakeStore(const codec::Codec& codec,
-                                                              const codec::CacheGeometry& geometry,
-                                                              std::uint64_t rows,
-                                                              const codec::Backend& backend) {
+absl::StatusOr<std::unique_ptr<HostStore>> HostStore::Create(const codec::Codec& codec,
+                                                             const codec::CacheGeometry& geometry,
+                                                             std::uint64_t rows,
+                                                             const codec::Backend& backend) {
   std::uint64_t row_bytes = 0;
   for (int layer = 0; layer < geometry.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, geometry.head_dim));
     row_bytes += codec::PageBytes(spec, geometry.kv_heads);
   }
-  return decode::CacheStore::Create({.codec = codec,
-                                     .geometry = geometry,
-                                     .pool_bytes = std::max<std::uint64_t>(1, rows) * row_bytes},
-                                    backend);
+  std::unique_ptr<HostStore> store(new HostStore(backend));
+  KVF_ASSIGN_OR_RETURN(
+      store->cache_,
+      decode::CacheStore::Create({.codec = codec,
+                                  .geometry = geometry,
+                                  .pool_bytes = std::max<std::uint64_t>(1, rows) * row_bytes},
+                                 store->memory_));
+  return store;
 }
 
 absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
-                                         decode::CacheStore& store) {
+                                         HostStore& host) {
+  decode::CacheStore& store = host.cache();
   const int tokens = layers.front().tokens;
   ShippedPrompt shipped;
   KVF_ASSIGN_OR_RETURN(shipped.cache, store.Reserve(tokens, max_new_tokens));
@@ -61,7 +67,7 @@ absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, 
   for (const prefill::ChunkPlan& chunk : chunks) {
     const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
     KVF_RETURN_IF_ERROR(
-        prefill::EncodeChunk(chunk, store.specs(), layers, store.backend(), payload));
+        prefill::EncodeChunk(chunk, store.specs(), layers, host.backend(), payload));
     const transport::ChunkHeader header = HeaderOf(chunk, payload);
     KVF_RETURN_IF_ERROR(shipped.cache->CopyChunk(header, payload));
     KVF_RETURN_IF_ERROR(shipped.cache->FillChunk(header));
@@ -91,7 +97,7 @@ void CacheBatch::Put(int layer, const std::uint16_t* k, const std::uint16_t* v) 
 absl::Status CacheBatch::Attend(int layer, const float* q, float* out) {
   views_.clear();
   for (const auto& cache : caches_) views_.push_back(cache->View(layer));
-  return store_.backend().DecodeAttention(
+  return backend_.DecodeAttention(
       {.spec = store_.specs()[layer],
        .q_heads = q_heads_,
        .kv_heads = store_.geometry().kv_heads,
@@ -102,9 +108,11 @@ absl::Status CacheBatch::Attend(int layer, const float* q, float* out) {
 }
 
 absl::Status CacheBatch::Flush() {
+  std::vector<decode::StoredSequence*> full;
   for (const auto& cache : caches_) {
-    if (cache->MustFlush()) KVF_RETURN_IF_ERROR(cache->Flush());
+    if (cache->MustFlush()) full.push_back(cache.get());
   }
+  for (const absl::Status& status : store_.Flush(full)) KVF_RETURN_IF_ERROR(status);
   return absl::OkStatus();
 }
 

@@ -9,15 +9,30 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "decode_node/cache_store.h"
+#include "decode_node/host_cache_memory.h"
 #include "model/model.h"
 
 namespace kvferry::bench {
 
-// A store with so many rows, at least one. `backend` outlives it.
-absl::StatusOr<std::unique_ptr<decode::CacheStore>> MakeStore(const codec::Codec& codec,
-                                                              const codec::CacheGeometry& geometry,
-                                                              std::uint64_t rows,
-                                                              const codec::Backend& backend);
+// A store in host memory, with that memory.
+class HostStore {
+ public:
+  // So many rows, at least one. `backend` outlives it.
+  static absl::StatusOr<std::unique_ptr<HostStore>> Create(const codec::Codec& codec,
+                                                           const codec::CacheGeometry& geometry,
+                                                           std::uint64_t rows,
+                                                           const codec::Backend& backend);
+
+  decode::CacheStore& cache() { return *cache_; }
+  const codec::Backend& backend() const { return backend_; }
+
+ private:
+  explicit HostStore(const codec::Backend& backend) : backend_(backend), memory_(backend) {}
+
+  const codec::Backend& backend_;
+  decode::HostCacheMemory memory_;
+  std::unique_ptr<decode::CacheStore> cache_;
+};
 
 // A prompt's cache in a store, as a hand-off leaves it.
 struct ShippedPrompt {
@@ -28,14 +43,15 @@ struct ShippedPrompt {
 // Hands a prompt off without a network: laid out and encoded as prefill does, checked and adopted
 // as decode does. layers: K and V of every layer, of the store's 16-bit type.
 absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
-                                         decode::CacheStore& store);
+                                         HostStore& store);
 
 // Sequences of one store that step together, as decode_node's engine has them: append, attend on
 // the compressed cache, flush a full window. Thread: one at a time.
 class CacheBatch final : public model::DecodeAttention {
  public:
   // `store` outlives the batch.
-  CacheBatch(const decode::CacheStore& store, int q_heads) : store_(store), q_heads_(q_heads) {}
+  CacheBatch(HostStore& store, int q_heads)
+      : store_(store.cache()), backend_(store.backend()), q_heads_(q_heads) {}
   void Add(std::unique_ptr<decode::StoredSequence> cache) { caches_.push_back(std::move(cache)); }
   std::size_t size() const { return caches_.size(); }
   const decode::CacheStore& store() const { return store_; }
@@ -58,7 +74,8 @@ class CacheBatch final : public model::DecodeAttention {
   std::size_t ResidentBytes(std::size_t sequence) const;
 
  private:
-  const decode::CacheStore& store_;
+  decode::CacheStore& store_;
+  const codec::Backend& backend_;
   const int q_heads_;
   std::vector<std::unique_ptr<decode::StoredSequence>> caches_;
   std::vector<codec::SequenceKv> views_;  // of one layer

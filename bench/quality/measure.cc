@@ -46,7 +46,7 @@ std::vector<std::int32_t> TokensAt(std::span<const Passage> passages, std::size_
 
 // The probe looks at both stores with the same queries, the other two run on the lossy one alone.
 struct Measure::Caches {
-  std::unique_ptr<decode::CacheStore> exact_store, store;
+  std::unique_ptr<HostStore> exact_store, store;
   std::unique_ptr<CacheBatch> exact_probe, probe, greedy, teacher;
 };
 
@@ -117,7 +117,7 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
 absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec::Codec& codec,
                                                                      std::size_t passages) const {
   const auto make_store = [&](const codec::Codec& of, std::uint64_t rows) {
-    return MakeStore(of, geometry(), rows, backend_);
+    return HostStore::Create(of, geometry(), rows, backend_);
   };
   const auto rows = [&](int new_tokens) -> std::uint64_t {
     return passages * cache::RowsNeeded(options_.prompt_tokens, new_tokens, codec.window);
@@ -140,9 +140,9 @@ absl::Status Measure::ShipPrompts(std::span<const Passage> passages,
                                   std::span<const ExactPassage> exact, Caches& caches,
                                   std::span<Record> records) const {
   for (std::size_t i = 0; i < passages.size(); ++i) {
-    progress_(absl::StrCat(caches.store->codec().name, ", hand-off"), static_cast<int>(i),
+    progress_(absl::StrCat(caches.store->cache().codec().name, ", hand-off"), static_cast<int>(i),
               static_cast<int>(passages.size()));
-    const codec::Raw16 type = caches.store->codec().raw_type;
+    const codec::Raw16 type = caches.store->cache().codec().raw_type;
     if (type == exact[i].prompt.layers.front().type) {
       KVF_RETURN_IF_ERROR(ShipPrompt(exact[i].prompt.layers, caches, records[i]));
       continue;
@@ -159,7 +159,7 @@ absl::Status Measure::ShipPrompts(std::span<const Passage> passages,
 
 absl::Status Measure::ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
                                  Record& record) const {
-  const auto ship = [&](int new_tokens, decode::CacheStore& store, CacheBatch& batch) {
+  const auto ship = [&](int new_tokens, HostStore& store, CacheBatch& batch) {
     absl::StatusOr<ShippedPrompt> shipped = bench::ShipPrompt(layers, new_tokens, store);
     if (!shipped.ok()) return shipped.status();
     record.wire_bytes = shipped->wire_bytes;
@@ -178,7 +178,8 @@ absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passage
   std::vector<float> logits(passages.size() * vocabulary());
   std::uint32_t check = 0;
   for (int step = 0; step < options_.probe_tokens; ++step) {
-    progress_(absl::StrCat(caches.store->codec().name, ", attention"), step, options_.probe_tokens);
+    progress_(absl::StrCat(caches.store->cache().codec().name, ", attention"), step,
+              options_.probe_tokens);
     const auto tokens = TokensAt(passages, static_cast<std::size_t>(options_.prompt_tokens + step));
     KVF_RETURN_IF_ERROR(probe.Step(model_, tokens, step % kProbeStride == 0, logits));
     check = Crc32c(std::as_bytes(std::span(logits)), check);
@@ -193,7 +194,8 @@ absl::Status Measure::RunGreedy(std::span<const ExactPassage> exact, Caches& cac
   for (const ExactPassage& passage : exact) tokens.push_back(passage.greedy.front());
   std::vector<float> logits(exact.size() * vocabulary());
   for (int step = 1; step < options_.greedy_tokens; ++step) {
-    progress_(absl::StrCat(caches.store->codec().name, ", greedy"), step, options_.greedy_tokens);
+    progress_(absl::StrCat(caches.store->cache().codec().name, ", greedy"), step,
+              options_.greedy_tokens);
     KVF_RETURN_IF_ERROR(StepBatch(model_, tokens, *caches.greedy, logits));
     for (std::size_t i = 0; i < exact.size(); ++i) {
       tokens[i] = LikeliestToken(Row(logits, i, vocabulary()));
@@ -213,7 +215,7 @@ absl::StatusOr<std::uint32_t> Measure::RunTeacherForced(std::span<const Passage>
   std::vector<float> logits(passages.size() * vocabulary());
   std::uint32_t check = 0;
   for (int step = 0; step < scored(); ++step) {
-    progress_(absl::StrCat(caches.store->codec().name, ", teacher-forced"), step, scored());
+    progress_(absl::StrCat(caches.store->cache().codec().name, ", teacher-forced"), step, scored());
     const auto at = static_cast<std::size_t>(options_.prompt_tokens + step);
     KVF_RETURN_IF_ERROR(StepBatch(model_, TokensAt(passages, at), *caches.teacher, logits));
     if (step < options_.probe_tokens) check = Crc32c(std::as_bytes(std::span(logits)), check);
@@ -221,8 +223,8 @@ absl::StatusOr<std::uint32_t> Measure::RunTeacherForced(std::span<const Passage>
       const Comparison one = Compare(Row(exact[i].logits, step, vocabulary()),
                                      Row(logits, i, vocabulary()), passages[i].tokens[at + 1]);
       if (!std::isfinite(one.kl) || !std::isfinite(one.nll)) {
-        return absl::InternalError(absl::StrCat("codec ", caches.store->codec().name, ", passage ",
-                                                passages[i].number, ", position ", at,
+        return absl::InternalError(absl::StrCat("codec ", caches.store->cache().codec().name,
+                                                ", passage ", passages[i].number, ", position ", at,
                                                 ": the logits are not numbers"));
       }
       Record& record = records[i];
@@ -243,7 +245,7 @@ absl::StatusOr<std::uint32_t> Measure::RunTeacherForced(std::span<const Passage>
 // What was counted in the buffers is what reservations and prices are made from, and the pool's own
 // books have it too.
 absl::Status Measure::CheckBytes(const Caches& caches, std::span<const Record> records) const {
-  const codec::Codec& codec = caches.store->codec();
+  const codec::Codec& codec = caches.store->cache().codec();
   for (const Record& record : records) {
     KVF_ASSIGN_OR_RETURN(const std::size_t wire,
                          codec::HandoffBytes(options_.prompt_tokens, codec, geometry()));
@@ -256,7 +258,7 @@ absl::Status Measure::CheckBytes(const Caches& caches, std::span<const Record> r
           " and ", resident, ": kvcodec/plan and the cache do not agree"));
     }
   }
-  return caches.store->CheckConservation();
+  return caches.store->cache().CheckConservation();
 }
 
 absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,

@@ -45,9 +45,9 @@ absl::StatusOr<std::vector<Question>> AskExact(const PasskeyInput& input,
   return questions;
 }
 
-absl::Status ShipQuestion(const PasskeyInput& input, const Question& question,
-                          decode::CacheStore& store, CacheBatch& batch) {
-  const codec::Raw16 type = store.codec().raw_type;
+absl::Status ShipQuestion(const PasskeyInput& input, const Question& question, HostStore& store,
+                          CacheBatch& batch) {
+  const codec::Raw16 type = store.cache().codec().raw_type;
   PrefilledPrompt other;  // of a codec that wants another 16-bit type
   const std::vector<codec::KvView>* layers = &question.prompt.layers;
   if (layers->front().type != type) {
@@ -65,10 +65,11 @@ absl::Status AskCodec(const PasskeyInput& input, const codec::Codec& codec,
   const model::ModelConfig& config = input.model.config();
   const int prompt_tokens = static_cast<int>(questions.front().passkey->prompt.size());
   KVF_ASSIGN_OR_RETURN(
-      const std::unique_ptr<decode::CacheStore> store,
-      MakeStore(codec, {config.layers, config.kv_heads, config.head_dim},
-                questions.size() * cache::RowsNeeded(prompt_tokens, kAnswerTokens, codec.window),
-                input.backend));
+      const std::unique_ptr<HostStore> store,
+      HostStore::Create(
+          codec, {config.layers, config.kv_heads, config.head_dim},
+          questions.size() * cache::RowsNeeded(prompt_tokens, kAnswerTokens, codec.window),
+          input.backend));
   CacheBatch batch(*store, config.q_heads);
   std::vector<std::int32_t> tokens;
   std::vector<std::vector<std::int32_t>> answers;

@@ -353,7 +353,8 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   const Batch batch = {.spec = ScalarSpec(256, 8, 8, 32, 64), .tokens = {1}};
   const absl::Status missing = DecodeAttention::Create(ConfigOf(batch)).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(missing.message()), testing::HasSubstr("head_dim 128: 16 bit int8 K2V2-GK64-GV128"));
+  EXPECT_THAT(std::string(missing.message()),
+              testing::HasSubstr("head_dim 128: 16 bit int8 K2V2-GK64-GV128"));
   AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
   config.q_heads = 17;
   EXPECT_EQ(DecodeAttention::Create(config).status().code(), absl::StatusCode::kInvalidArgument);

@@ -2,39 +2,25 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/event.h"
-#include "kernels/cuda/status.h"
 
 namespace kvferry::bench {
 
 absl::StatusOr<Graph> Graph::Capture(double bytes, kernels::Stream& stream,
                                      const std::function<absl::Status()>& launch) {
-  KVF_RETURN_IF_ERROR(kernels::CudaStatus(
-      cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeRelaxed), "begin capture"));
-  const absl::Status status = launch();
-  cudaGraph_t graph = nullptr;
-  const cudaError_t ended = cudaStreamEndCapture(stream.get(), &graph);
-  KVF_RETURN_IF_ERROR(status);
-  KVF_RETURN_IF_ERROR(kernels::CudaStatus(ended, "end capture"));
-  Graph result(bytes);
-  const cudaError_t made = cudaGraphInstantiate(&result.graph_, graph, 0);
-  cudaGraphDestroy(graph);
-  KVF_RETURN_IF_ERROR(kernels::CudaStatus(made, "instantiate"));
-  return result;
-}
-
-Graph::~Graph() {
-  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  KVF_ASSIGN_OR_RETURN(kernels::Graph graph, kernels::Graph::Capture(stream, launch));
+  return Graph(bytes, std::move(graph));
 }
 
 absl::Status Graph::Replay(kernels::Stream& stream) {
   KVF_ASSIGN_OR_RETURN(kernels::Event begin, kernels::Event::Create(true));
   KVF_ASSIGN_OR_RETURN(kernels::Event end, kernels::Event::Create(true));
   KVF_RETURN_IF_ERROR(begin.Record(stream));
-  KVF_RETURN_IF_ERROR(kernels::CudaStatus(cudaGraphLaunch(graph_, stream.get()), "replay"));
+  KVF_RETURN_IF_ERROR(graph_.Launch(stream));
   KVF_RETURN_IF_ERROR(end.Record(stream));
   KVF_RETURN_IF_ERROR(end.Synchronize());
   KVF_ASSIGN_OR_RETURN(const absl::Duration time, end.Since(begin));

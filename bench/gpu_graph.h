@@ -1,13 +1,12 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <functional>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/stream.h"
 
 // Timing of kernels: captured launches, replayed in turns with what they are compared with.
@@ -23,12 +22,6 @@ class Graph {
   // `launch` enqueues on `stream`.
   static absl::StatusOr<Graph> Capture(double bytes, kernels::Stream& stream,
                                        const std::function<absl::Status()>& launch);
-  Graph(Graph&& other) noexcept
-      : bytes_(other.bytes_),
-        graph_(std::exchange(other.graph_, nullptr)),
-        samples_(std::move(other.samples_)) {}
-  ~Graph();
-
   // Runs it once, which adds a sample in bytes per second.
   absl::Status Replay(kernels::Stream& stream);
   void Forget() { samples_.clear(); }
@@ -36,10 +29,10 @@ class Graph {
   double bytes() const { return bytes_; }
 
  private:
-  explicit Graph(double bytes) : bytes_(bytes) {}
+  Graph(double bytes, kernels::Graph graph) : bytes_(bytes), graph_(std::move(graph)) {}
 
   double bytes_;
-  cudaGraphExec_t graph_ = nullptr;
+  kernels::Graph graph_;
   std::vector<double> samples_;
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "kernels/append_tokens.h"
 #include "kernels/cuda/device.h"
@@ -30,6 +31,9 @@ absl::StatusOr<std::unique_ptr<DeviceStepRunner>> DeviceStepRunner::Create(
   std::unique_ptr<DeviceStepRunner> runner(new DeviceStepRunner(options, model, store, stream));
   KVF_RETURN_IF_ERROR(runner->MakeAttentions(make_attention));
   KVF_RETURN_IF_ERROR(runner->AllocateInputs());
+  KVF_ASSIGN_OR_RETURN(runner->steps_, model.StartDeviceSteps(options.max_sequences, *runner));
+  runner->sizes_.resize(options.max_sequences + 1);
+  runner->graphs_ = options.graphs;
   return runner;
 }
 
@@ -68,6 +72,11 @@ absl::Status DeviceStepRunner::AllocateInputs() {
   KVF_ASSIGN_OR_RETURN(inputs_, kernels::DeviceBuffer::Allocate(bytes));
   KVF_ASSIGN_OR_RETURN(
       page_table_, kernels::DeviceBuffer::Allocate(sizeof(std::byte*) * layers * store_.rows()));
+  KVF_ASSIGN_OR_RETURN(logits_,
+                       kernels::PinnedBuffer::Allocate(sizeof(float) * options_.max_sequences *
+                                                       static_cast<std::size_t>(vocabulary())));
+  KVF_ASSIGN_OR_RETURN(model_begin_, kernels::Event::Create(true));
+  KVF_ASSIGN_OR_RETURN(model_end_, kernels::Event::Create(true));
   std::vector<kernels::PageLayer> page_layers;
   page_layers.reserve(layers);
   for (int layer = 0; layer < layers; ++layer) {
@@ -81,20 +90,25 @@ absl::Status DeviceStepRunner::AllocateInputs() {
   return stream_.Synchronize();
 }
 
-absl::Status DeviceStepRunner::Step(const StepBatch& batch) {
+absl::StatusOr<std::span<const float>> DeviceStepRunner::Step(const StepBatch& batch) {
+  if (batch.sequences.size() > static_cast<std::size_t>(options_.max_sequences)) {
+    return absl::InternalError(absl::StrCat("a step of ", batch.sequences.size(),
+                                            " sequences, admitted are ", options_.max_sequences));
+  }
   KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
-  absl::Status status = Enqueue(batch);
+  const std::span<float> logits(logits_.as<float>(), batch.sequences.size() * vocabulary());
+  absl::Status status = Run(batch, logits);
   if (!status.ok()) {
     // What was enqueued before the error still works on the caches. A second error says no more.
     stream_.Synchronize().IgnoreError();
     return status;
   }
   batch.drop_cancelled();
-  return absl::OkStatus();
+  return logits;
 }
 
-absl::Status DeviceStepRunner::Enqueue(const StepBatch& batch) {
-  KVF_ASSIGN_OR_RETURN(const int rows, DescribeBatch(batch));
+absl::Status DeviceStepRunner::Run(const StepBatch& batch, std::span<float> logits) {
+  const int rows = DescribeBatch(batch);
   const std::size_t rows_offset = RowsOffset(options_.max_sequences);
   KVF_RETURN_IF_ERROR(kernels::CopyAsync(inputs_.data(), inputs_host_.data(),
                                          rows_offset + sizeof(std::uint32_t) * rows, stream_));
@@ -109,15 +123,36 @@ absl::Status DeviceStepRunner::Enqueue(const StepBatch& batch) {
   for (const auto& attention : attentions_) {
     KVF_RETURN_IF_ERROR(attention->Plan(lengths_, stream_));
   }
-  // Waits for the stream when it fetches the logits.
-  return model_.DecodeStepOnDevice(batch.tokens, batch.positions, *this, batch.logits);
+  KVF_RETURN_IF_ERROR(steps_->SetInputs(batch.tokens, batch.positions));
+  KVF_RETURN_IF_ERROR(model_begin_->Record(stream_));
+  KVF_RETURN_IF_ERROR(RunModel());
+  KVF_RETURN_IF_ERROR(model_end_->Record(stream_));
+  return steps_->FetchLogits(logits);  // waits for the stream
 }
 
-absl::StatusOr<int> DeviceStepRunner::DescribeBatch(const StepBatch& batch) {
-  if (batch.sequences.size() > static_cast<std::size_t>(options_.max_sequences)) {
-    return absl::InternalError(absl::StrCat("a step of ", batch.sequences.size(),
-                                            " sequences, admitted are ", options_.max_sequences));
+absl::Status DeviceStepRunner::RunModel() {
+  if (!graphs_) return steps_->Enqueue();
+  if (steps_->memory_epoch() != memory_epoch_) {
+    for (SizeState& size : sizes_) size.graph.reset();
+    memory_epoch_ = steps_->memory_epoch();
   }
+  SizeState& size = sizes_[sequences_];
+  if (!size.graph.has_value() && size.ran) {
+    auto graph = kernels::Graph::Capture(stream_, [&] { return steps_->Enqueue(); });
+    // A capture that needed memory may have made the allocator give some back.
+    if (graph.ok() && steps_->memory_epoch() == memory_epoch_) {
+      size.graph.emplace(*std::move(graph));
+    } else if (!graph.ok()) {
+      Log(LogLevel::kWarning, "cuda_graphs_off", {{"why", std::string(graph.status().message())}});
+      graphs_ = false;
+    }
+  }
+  if (size.graph.has_value()) return size.graph->Launch(stream_);
+  size.ran = true;
+  return steps_->Enqueue();
+}
+
+int DeviceStepRunner::DescribeBatch(const StepBatch& batch) {
   auto* sequence = inputs_host_.as<AttentionSequence>();
   auto* target =
       reinterpret_cast<AppendTarget*>(inputs_host_.data() + TargetsOffset(options_.max_sequences));

@@ -151,17 +151,17 @@ void Engine::FinishCancelled(Batch& batch) {
 
 void Engine::Step(Batch& batch) {
   const MonoTime start = clock_.Now();
-  const absl::Status status = RunModel(batch);
-  if (status.ok()) FlushWindows(batch);
+  const absl::StatusOr<std::span<const float>> logits = RunModel(batch);
+  if (logits.ok()) FlushWindows(batch);
   const std::size_t vocabulary = runner_.vocabulary();
   for (std::size_t i = 0; i < batch.size(); ++i) {
     Sequence& sequence = *batch[i];
     // Finished already, or cancelled: FinishCancelled has its reason.
     if (sequence.cache == nullptr) continue;
-    if (!status.ok()) {
-      Finish(sequence, status, false);
+    if (!logits.ok()) {
+      Finish(sequence, logits.status(), false);
     } else {
-      Advance(sequence, std::span<const float>(logits_).subspan(i * vocabulary, vocabulary));
+      Advance(sequence, logits->subspan(i * vocabulary, vocabulary));
     }
   }
   FinishCancelled(batch);
@@ -175,7 +175,7 @@ void Engine::Step(Batch& batch) {
   last_step_ = clock_.Now();
 }
 
-absl::Status Engine::RunModel(const Batch& batch) {
+absl::StatusOr<std::span<const float>> Engine::RunModel(const Batch& batch) {
   std::vector<std::int32_t> tokens, positions;
   std::vector<StoredSequence*> caches;
   for (const auto& sequence : batch) {
@@ -183,24 +183,19 @@ absl::Status Engine::RunModel(const Batch& batch) {
     positions.push_back(sequence->cache->tokens());
     caches.push_back(sequence->cache.get());
   }
-  logits_.resize(batch.size() * runner_.vocabulary());
   step_sequences_.Observe(static_cast<double>(batch.size()));
   std::uint64_t seen = 0;
-  absl::Status status = runner_.Step({.tokens = tokens,
-                                      .positions = positions,
-                                      .sequences = caches,
-                                      .drop_cancelled =
-                                          [&] {
-                                            const std::uint64_t cancels = cancels_.load();
-                                            if (cancels == seen) return;
-                                            seen = cancels;
-                                            DropCancelled(batch, caches);
-                                          },
-                                      .logits = logits_});
-  if (!status.ok() && !absl::IsCancelled(status)) {
-    Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", status}});
+  auto logits = runner_.Step(
+      {.tokens = tokens, .positions = positions, .sequences = caches, .drop_cancelled = [&] {
+         const std::uint64_t cancels = cancels_.load();
+         if (cancels == seen) return;
+         seen = cancels;
+         DropCancelled(batch, caches);
+       }});
+  if (!logits.ok() && !absl::IsCancelled(logits.status())) {
+    Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", logits.status()}});
   }
-  return status;
+  return logits;
 }
 
 void Engine::DropCancelled(const Batch& batch, std::span<StoredSequence*> caches) {

@@ -78,7 +78,8 @@ class Engine {
   void Run();
   void TakeArrivals(Batch& batch);
   void Step(Batch& batch);
-  absl::Status RunModel(const Batch& batch);
+  // The logits: [sequences, vocabulary].
+  absl::StatusOr<std::span<const float>> RunModel(const Batch& batch);
   void DropCancelled(const Batch& batch, std::span<StoredSequence*> caches);
   // Flushes full windows; finishes the sequences that cannot.
   void FlushWindows(const Batch& batch);
@@ -94,7 +95,6 @@ class Engine {
   Counter& tokens_total_;
   Histogram& step_seconds_;
   Histogram& step_sequences_;
-  std::vector<float> logits_;  // the engine thread's: [sequences, vocabulary]
   std::atomic<std::int64_t> step_time_ns_{0};
 
   mutable absl::Mutex mutex_;

@@ -51,9 +51,11 @@ class HostStepRunner::BatchAttention final : public model::DecodeAttention {
   std::vector<codec::SequenceKv> views_;
 };
 
-absl::Status HostStepRunner::Step(const StepBatch& batch) {
+absl::StatusOr<std::span<const float>> HostStepRunner::Step(const StepBatch& batch) {
+  logits_.resize(batch.tokens.size() * vocabulary());
   BatchAttention attention(*this, batch);
-  return model_.DecodeStep(batch.tokens, batch.positions, attention, batch.logits);
+  KVF_RETURN_IF_ERROR(model_.DecodeStep(batch.tokens, batch.positions, attention, logits_));
+  return logits_;
 }
 
 }  // namespace kvferry::decode

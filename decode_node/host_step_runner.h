@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "decode_node/step_runner.h"
 #include "kvcodec/backend.h"
 #include "model/model.h"
@@ -14,7 +16,7 @@ class HostStepRunner final : public StepRunner {
       : model_(model), store_(store), backend_(backend) {}
 
   int vocabulary() const override { return model_.config().vocabulary; }
-  absl::Status Step(const StepBatch& batch) override;
+  absl::StatusOr<std::span<const float>> Step(const StepBatch& batch) override;
 
  private:
   class BatchAttention;
@@ -22,6 +24,7 @@ class HostStepRunner final : public StepRunner {
   model::Model& model_;
   const CacheStore& store_;
   const codec::Backend& backend_;
+  std::vector<float> logits_;  // of the last step
 };
 
 }  // namespace kvferry::decode

@@ -4,7 +4,7 @@
 #include <functional>
 #include <span>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "decode_node/cache_store.h"
 
 namespace kvferry::decode {
@@ -17,7 +17,6 @@ struct StepBatch {
   // Gives back the caches of those that were cancelled meanwhile, and makes them null above. To be
   // called where nothing reads or writes them.
   std::function<void()> drop_cancelled;
-  std::span<float> logits;  // out: [sequences, vocabulary]
 };
 
 // Runs the model over a batch: appends K and V of its tokens to the caches and attends on these.
@@ -28,8 +27,10 @@ class StepRunner {
 
   virtual int vocabulary() const = 0;
   // Nothing reads or writes the caches any more when it returns, also after an error; they are of
-  // no use then. kCancelled: every sequence was. logits of a null sequence mean nothing.
-  virtual absl::Status Step(const StepBatch& batch) = 0;
+  // no use then. kCancelled: every sequence was.
+  // The answer: logits, [sequences, vocabulary], valid until the next call; those of a null
+  // sequence mean nothing.
+  virtual absl::StatusOr<std::span<const float>> Step(const StepBatch& batch) = 0;
 };
 
 }  // namespace kvferry::decode

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "model/device_prefill_session.h"
+#include "model/device_steps.h"
 #include "model/device_transformer.h"
 #include "model/run_checks.h"
 #include "model/torch_device.h"
@@ -32,32 +33,14 @@ class DeviceModel : public Model {
     return DevicePrefillSession::Create(transformer_, device_, max_tokens, type);
   }
 
+  absl::StatusOr<std::unique_ptr<DeviceSteps>> StartDeviceSteps(
+      int max_sequences, DeviceDecodeAttention& attention) override {
+    return StartSteps(transformer_, device_, max_sequences, attention);
+  }
+
   absl::Status DecodeStep(std::span<const std::int32_t> tokens,
                           std::span<const std::int32_t> positions, DecodeAttention& attention,
                           std::span<float> logits) override {
-    return Step(tokens, positions, logits, [&](int layer, const DeviceTransformer::Qkv& qkv) {
-      return AttendOnHost(layer, qkv, attention);
-    });
-  }
-
-  absl::Status DecodeStepOnDevice(std::span<const std::int32_t> tokens,
-                                  std::span<const std::int32_t> positions,
-                                  DeviceDecodeAttention& attention,
-                                  std::span<float> logits) override {
-    return Step(tokens, positions, logits, [&](int layer, const DeviceTransformer::Qkv& qkv) {
-      return AttendOnDevice(layer, qkv, attention);
-    });
-  }
-
- private:
-  static at::ScalarType TorchType(codec::Raw16 type) {
-    return type == codec::Raw16::kBf16 ? at::kBFloat16 : at::kHalf;
-  }
-
-  // attend(layer, qkv) gives the attended rows as a StatusOr<Tensor> of the compute type.
-  template <typename Attend>
-  absl::Status Step(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions,
-                    std::span<float> logits, Attend attend) const {
     KVF_RETURN_IF_ERROR(CheckDecodeStep(config(), tokens.size(), positions.size(), logits.size()));
     KVF_RETURN_IF_ERROR(transformer_.Check(tokens, positions));
     return CatchTorch("decode step", [&]() -> absl::Status {
@@ -66,7 +49,7 @@ class DeviceModel : public Model {
       DeviceTransformer::Rows rows = transformer_.Begin(tokens, positions);
       for (int layer = 0; layer < config().layers; ++layer) {
         KVF_ASSIGN_OR_RETURN(const at::Tensor attended,
-                             attend(layer, transformer_.ProjectQkv(layer, rows)));
+                             AttendOnHost(layer, transformer_.ProjectQkv(layer, rows), attention));
         transformer_.FinishLayer(layer, attended, rows);
       }
       const at::Tensor all = transformer_.Logits(rows).cpu();
@@ -75,10 +58,12 @@ class DeviceModel : public Model {
     });
   }
 
+ private:
   // The cache is in host memory: q, k and v go there and the output comes back.
   absl::StatusOr<at::Tensor> AttendOnHost(int layer, const DeviceTransformer::Qkv& qkv,
                                           DecodeAttention& attention) const {
-    const at::ScalarType raw = TorchType(attention.raw_type());
+    const at::ScalarType raw =
+        attention.raw_type() == codec::Raw16::kBf16 ? at::kBFloat16 : at::kHalf;
     const auto host = [](const at::Tensor& tensor, at::ScalarType type) {
       return tensor.to(at::kCPU, type).contiguous();
     };
@@ -88,20 +73,6 @@ class DeviceModel : public Model {
         layer, q.const_data_ptr<float>(), static_cast<const std::uint16_t*>(k.const_data_ptr()),
         static_cast<const std::uint16_t*>(v.const_data_ptr()), out.mutable_data_ptr<float>()));
     return out.to(transformer_.device(), transformer_.type());
-  }
-
-  absl::StatusOr<at::Tensor> AttendOnDevice(int layer, const DeviceTransformer::Qkv& qkv,
-                                            DeviceDecodeAttention& attention) const {
-    const at::ScalarType raw = TorchType(attention.raw_type());
-    const at::Tensor q = qkv.q.to(raw).contiguous(), k = qkv.k.to(raw).contiguous(),
-                     v = qkv.v.to(raw).contiguous();
-    at::Tensor out = at::empty(q.sizes(), q.options());
-    const auto data = [](const at::Tensor& tensor) {
-      return static_cast<const std::uint16_t*>(tensor.const_data_ptr());
-    };
-    KVF_RETURN_IF_ERROR(attention.AppendAndAttend(
-        layer, data(q), data(k), data(v), static_cast<std::uint16_t*>(out.mutable_data_ptr())));
-    return out.to(transformer_.type());
   }
 
   DeviceTransformer transformer_;

@@ -122,10 +122,14 @@ absl::Status DeviceTransformer::Check(std::span<const std::int32_t> tokens,
 
 DeviceTransformer::Rows DeviceTransformer::Begin(std::span<const std::int32_t> tokens,
                                                  std::span<const std::int32_t> positions) const {
-  const at::Tensor at = ToDevice(positions, device());
-  return {.x = embedding_.index_select(0, ToDevice(tokens, device())),
-          .cos = cos_.index_select(0, at).unsqueeze(1),
-          .sin = sin_.index_select(0, at).unsqueeze(1)};
+  return Begin(ToDevice(tokens, device()), ToDevice(positions, device()));
+}
+
+DeviceTransformer::Rows DeviceTransformer::Begin(const at::Tensor& tokens,
+                                                 const at::Tensor& positions) const {
+  return {.x = embedding_.index_select(0, tokens),
+          .cos = cos_.index_select(0, positions).unsqueeze(1),
+          .sin = sin_.index_select(0, positions).unsqueeze(1)};
 }
 
 DeviceTransformer::Qkv DeviceTransformer::ProjectQkv(int index, const Rows& rows) const {

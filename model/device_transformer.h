@@ -32,6 +32,8 @@ class DeviceTransformer {
     at::Tensor cos, sin;  // [rows, 1, head_dim / 2] fp32
   };
   Rows Begin(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions) const;
+  // The same from integers on the device: [rows].
+  Rows Begin(const at::Tensor& tokens, const at::Tensor& positions) const;
 
   // With bias, norm and rotation. q: [rows, q_heads, head_dim]; k, v: [rows, kv_heads, head_dim].
   struct Qkv {

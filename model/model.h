@@ -55,6 +55,26 @@ class DeviceDecodeAttention {
                                        const std::uint16_t* v, std::uint16_t* out) = 0;
 };
 
+// Decode steps on a GPU, each in three parts, so that the one in the middle can be a CUDA graph.
+// All of it is enqueued on LoadOptions::stream. After an error, work may still be on the stream.
+// Thread: one at a time, and no prefill of the same model meanwhile.
+class DeviceSteps {
+ public:
+  virtual ~DeviceSteps() = default;
+
+  // One token for each sequence; positions: of those tokens. Copied before this returns. Waits for
+  // nothing: the step before has been waited for (FetchLogits, or the stream after an error).
+  virtual absl::Status SetInputs(std::span<const std::int32_t> tokens,
+                                 std::span<const std::int32_t> positions) = 0;
+  // From the inputs to the logits, which stay on the GPU. Waits for nothing. What has run once for
+  // a number of sequences may be captured for it, and replayed while memory_epoch() stays.
+  virtual absl::Status Enqueue() = 0;
+  // Waits for the stream. logits: [sequences, vocabulary] fp32.
+  virtual absl::Status FetchLogits(std::span<float> logits) = 0;
+  // Changes when memory that an earlier Enqueue worked in was given back to the driver.
+  virtual std::uint64_t memory_epoch() const = 0;
+};
+
 // One prompt on its way through the model, with exact attention over its own uncompressed K and V,
 // in chunks. Thread: one at a time.
 class PrefillSession {
@@ -100,13 +120,11 @@ class Model {
   virtual absl::Status DecodeStep(std::span<const std::int32_t> tokens,
                                   std::span<const std::int32_t> positions,
                                   DecodeAttention& attention, std::span<float> logits) = 0;
-  // The same with a cache on the model's GPU. After an error, work may still be on the stream.
-  // kUnimplemented: this model does not compute on a device.
-  virtual absl::Status DecodeStepOnDevice(std::span<const std::int32_t> /*tokens*/,
-                                          std::span<const std::int32_t> /*positions*/,
-                                          DeviceDecodeAttention& /*attention*/,
-                                          std::span<float> /*logits*/) {
-    return absl::UnimplementedError("this model has no decode step on a device");
+  // Decode steps with a cache on the model's GPU, which `attention` knows and outlives them.
+  // kUnimplemented: this model does not compute on a device. kResourceExhausted: device memory.
+  virtual absl::StatusOr<std::unique_ptr<DeviceSteps>> StartDeviceSteps(
+      int /*max_sequences*/, DeviceDecodeAttention& /*attention*/) {
+    return absl::UnimplementedError("this model has no decode steps on a device");
   }
 };
 

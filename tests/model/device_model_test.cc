@@ -107,12 +107,20 @@ TEST_P(DeviceModelTest, DecodeStepsOnTheDeviceContinueThePrompt) {
         return absl::OkStatus();
       },
       codec::Raw16::kBf16);
+  auto steps = model->StartDeviceSteps(2, attention);
+  ASSERT_TRUE(steps.ok()) << steps.status();
   std::vector<float> logits(expected_.size());
   for (std::size_t i = prompt; i < ids_.size(); ++i) {
     const std::vector<std::int32_t> token = {ids_[i]}, position = {static_cast<int>(i)};
-    const absl::Status status = model->DecodeStepOnDevice(token, position, attention, logits);
+    ASSERT_TRUE((*steps)->SetInputs(token, position).ok());
+    const absl::Status status = (*steps)->Enqueue();
     ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE((*steps)->FetchLogits(logits).ok());
   }
+  EXPECT_EQ((*steps)->SetInputs(std::vector(3, 1), std::vector(3, 1)).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ((*steps)->FetchLogits(std::span(logits).first(1)).code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_LT(LargestDifference(logits, expected_), 0.1);  // all 16-bit values are bf16
 }
 

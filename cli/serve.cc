@@ -18,6 +18,7 @@
 #include "common/status_macros.h"
 #include "kvferry/v1/config.pb.h"
 #include "rpc/certificates.h"
+#include "rpc/config_checks.h"
 
 namespace kvferry::cli {
 namespace {
@@ -30,6 +31,7 @@ struct ServeFlags {
   std::string listen = "127.0.0.1:7300";
   std::string codec;
   std::string compute;
+  std::string random_weights;
   std::string folder = ".kvferry";
   int prefill_workers = 1;
   int decode_workers = 1;
@@ -110,11 +112,25 @@ class LocalCluster {
             "worker.listen_address=127.0.0.1:0"};
   }
 
+  // All roles serve under one name; the router reads its tokenizer from --model.
+  void AddModel(rpc::Role role, std::vector<std::string>& settings) const {
+    if (flags_.random_weights.empty() || role == rpc::Role::kRouter) {
+      settings.push_back(absl::StrCat("model.path=", flags_.model));
+      return;
+    }
+    v1::ModelSource model;
+    model.set_path(flags_.model);
+    rpc::CompleteModelPath(model).IgnoreError();  // --model is required
+    settings.push_back(absl::StrCat("model.name=", model.name()));
+    settings.push_back(absl::StrCat("model.path=", flags_.random_weights));
+    settings.push_back("model.random_weights=true");
+  }
+
   absl::Status StartRole(const std::string& name, rpc::Role role, std::vector<std::string> settings,
                          const std::vector<std::string>& extra) {
     v1::TlsConfig tls;
     rpc::SetCertificateFiles(Certs(), role, tls);
-    settings.push_back(absl::StrCat("model.path=", flags_.model));
+    AddModel(role, settings);
     if (!flags_.compute.empty() && role != rpc::Role::kRouter)
       settings.push_back(absl::StrCat("model.compute=", flags_.compute));
     settings.push_back(absl::StrCat("tls.ca_file=", tls.ca_file()));
@@ -189,6 +205,11 @@ void AddServe(CLI::App& app) {
                       "of the decode pools, see `kvferry codecs` [kivi-4-g64]");
   command->add_option("--compute", flags->compute, "fp32 or bf16 [fp32]")
       ->check(CLI::IsMember({"fp32", "bf16"}));
+  command
+      ->add_option("--random-weights", flags->random_weights,
+                   "config.json of a model whose shape the workers take, with random weights, for "
+                   "benchmarks; --model is the tokenizer, of as many tokens as vocab_size")
+      ->check(CLI::ExistingFile);
   command->add_option("--folder", flags->folder, "for certificates and logs")
       ->capture_default_str();
   command->add_option("--prefill-workers", flags->prefill_workers)

@@ -110,6 +110,7 @@ absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::stri
 absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
                                                         const Device& device) {
   return model::Model::Load({.path = source.path(),
+                             .random_weights = source.random_weights(),
                              .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
                                                                    : model::ComputeType::kFp32,
                              .threads = static_cast<int>(source.threads()),

@@ -14,8 +14,9 @@ namespace kvferry::model {
 
 // From the metadata of a GGUF file.
 absl::StatusOr<ModelConfig> ReadGgufConfig(const GgufFile& file);
-// From config.json (and generation_config.json for end tokens) of a Hugging Face directory.
-absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder);
+// From config.json (and generation_config.json for end tokens) of a Hugging Face directory, or from
+// a file of the former's kind.
+absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder_or_json);
 // Of whichever `path` is: a .gguf file or a Hugging Face directory.
 absl::StatusOr<ModelConfig> ReadModelConfig(const std::string& path);
 

@@ -172,9 +172,12 @@ absl::Status AddEndTokens(const Fields& fields, ModelConfig& config) {
 
 }  // namespace
 
-absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder) {
-  const auto base = std::filesystem::path(folder);
-  const std::string path = base / "config.json";
+absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder_or_json) {
+  std::error_code ignored;
+  const std::filesystem::path given(folder_or_json);
+  const bool is_file = std::filesystem::is_regular_file(given, ignored);
+  const std::filesystem::path base = is_file ? given.parent_path() : given;
+  const std::string path = is_file ? folder_or_json : (base / "config.json").string();
   KVF_ASSIGN_OR_RETURN(const Json json, ReadJsonObject(path));
   const Fields fields(path, json);
 
@@ -197,7 +200,6 @@ absl::StatusOr<ModelConfig> ReadHuggingFaceConfig(const std::string& folder) {
 
   KVF_RETURN_IF_ERROR(AddEndTokens(fields, config));
   const std::string generation_path = base / "generation_config.json";
-  std::error_code ignored;
   if (std::filesystem::exists(generation_path, ignored)) {
     KVF_ASSIGN_OR_RETURN(const Json generation, ReadJsonObject(generation_path));
     KVF_RETURN_IF_ERROR(AddEndTokens(Fields(generation_path, generation), config));

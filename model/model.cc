@@ -93,7 +93,9 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(const LoadOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("threads is ", options.threads, ", allowed are 0 (all cores) and more"));
   }
-  KVF_ASSIGN_OR_RETURN(const WeightFiles files, WeightFiles::Open(options.path));
+  KVF_ASSIGN_OR_RETURN(const WeightFiles files, options.random_weights
+                                                    ? WeightFiles::Random(options.path)
+                                                    : WeightFiles::Open(options.path));
   if (options.device != "cpu") return LoadDeviceModel(files, options);
   std::unique_ptr<Model> model;
   KVF_RETURN_IF_ERROR(

@@ -19,6 +19,8 @@ enum class ComputeType { kFp32, kBf16 };
 
 struct LoadOptions {
   std::string path;  // a .gguf file or a Hugging Face directory
+  // `path` is a config.json, and the weights are random: for benchmarks of a shape.
+  bool random_weights = false;
   ComputeType compute = ComputeType::kFp32;
   int threads = 0;  // of LibTorch in this process; 0: all cores
   // "cpu" or "cuda:N". On a GPU, K and V leave in its memory, and all work goes to `stream`, a

@@ -15,6 +15,7 @@
 #include "common/string_view.h"
 #include "model/config_reader.h"
 #include "model/dequantize.h"
+#include "model/random_weights.h"
 
 namespace kvferry::model {
 namespace {
@@ -100,18 +101,37 @@ absl::StatusOr<WeightFiles> WeightFiles::Open(const std::string& path) {
   return files;
 }
 
+absl::StatusOr<WeightFiles> WeightFiles::Random(const std::string& config_json) {
+  WeightFiles files;
+  files.path_ = config_json;
+  KVF_ASSIGN_OR_RETURN(files.config_, ReadHuggingFaceConfig(config_json));
+  return files;
+}
+
 std::uint64_t WeightFiles::Hash() const {
   std::uint64_t hash = 0;
   if (gguf_ != nullptr) {
     for (const StoredTensor& tensor : gguf_->tensors()) hash = HashTensor(hash, tensor);
-  } else {
+  } else if (safetensors_ != nullptr) {
     for (const auto& [name, tensor] : safetensors_->tensors()) hash = HashTensor(hash, tensor);
+  } else {
+    for (const int size : {config_.layers, config_.hidden, config_.intermediate, config_.q_heads,
+                           config_.kv_heads, config_.head_dim, config_.vocabulary}) {
+      hash = crc64_ecma_refl(hash, reinterpret_cast<const unsigned char*>(&size), sizeof(size));
+    }
   }
   return hash;
 }
 
 absl::StatusOr<std::vector<float>> WeightFiles::Read(std::string_view name,
                                                      const std::vector<std::int64_t>& shape) const {
+  std::size_t count = 1;
+  for (const std::int64_t size : shape) count *= static_cast<std::size_t>(size);
+  std::vector<float> values(count);
+  if (gguf_ == nullptr && safetensors_ == nullptr) {
+    FillRandomTensor(name, shape.back(), values);
+    return values;
+  }
   const std::string stored_name = gguf_ != nullptr ? GgufName(name) : std::string(name);
   const StoredTensor* tensor =
       gguf_ != nullptr ? gguf_->FindTensor(stored_name) : safetensors_->FindTensor(stored_name);
@@ -123,9 +143,6 @@ absl::StatusOr<std::vector<float>> WeightFiles::Read(std::string_view name,
         absl::StrCat(path_, ": tensor ", stored_name, " is [", absl::StrJoin(tensor->shape, ", "),
                      "], the configuration wants [", absl::StrJoin(shape, ", "), "]"));
   }
-  std::size_t count = 1;
-  for (const std::int64_t size : shape) count *= static_cast<std::size_t>(size);
-  std::vector<float> values(count);
   Dequantize(tensor->type, tensor->data, values.data());
   const auto bad = std::find_if_not(values.begin(), values.end(),
                                     [](float value) { return std::isfinite(value); });

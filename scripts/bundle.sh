@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes a folder that runs on a GPU host without build tools: programs, GPU tests and benches, their golden files, and every
+# Makes a folder that runs on a GPU host without build tools: programs, GPU tests and benches, the files of these, and every
 # shared library but glibc's, the C++ runtime and LibTorch's (gpu_test.sh finds the host's own torch of the same version).
 #   scripts/bundle.sh [--build FOLDER] [--out FOLDER] [PROGRAM...]
 # Build first, on a machine with CUDA (cmake -DKVFERRY_CUDA=ON). Without programs: kvferry and the workers, all tests with the
-# label gpu, all benches named gpu_*. On the other host: OUT/gpu_test.sh --help; for the programs, source OUT/env.sh first.
+# label gpu, all benches named gpu_* and quality_gpu_bench. On the other host: OUT/gpu_test.sh --help; for the programs, source OUT/env.sh first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,7 +30,7 @@ fi
 
 mapfile -t tests < <(ctest --test-dir "$build" -N -L gpu | sed -n 's/^ *Test *#[0-9]*: //p')
 if [ ${#programs[@]} -eq 0 ]; then
-  programs=(kvferry kvferry-router kvferry-prefill kvferry-decode "${tests[@]}")
+  programs=(kvferry kvferry-router kvferry-prefill kvferry-decode quality_gpu_bench "${tests[@]}")
   for bench in "$build"/bin/gpu_*_bench; do
     [ -x "$bench" ] && programs+=("$(basename "$bench")")
   done
@@ -49,6 +49,8 @@ for test in "${tests[@]}"; do
   [ -x "$out/bin/$test" ] && echo "$test"
 done >"$out/gpu_tests.txt"
 cp -r tests/golden "$out/tests/"
+mkdir -p "$out/bench"
+cp -r bench/shapes "$out/bench/"
 cp scripts/gpu_test.sh "$out/"
 cp scripts/gpu_env.sh "$out/env.sh"
 git rev-parse --short HEAD >"$out/commit.txt"

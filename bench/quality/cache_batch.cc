@@ -4,30 +4,15 @@
 #include <cmath>
 #include <utility>
 
-#include "common/crc32c.h"
+#include "bench/local_handoff.h"
 #include "common/status_macros.h"
 #include "decode_node/host_memory.h"
-#include "prefill_node/chunk_encoder.h"
-#include "prefill_node/chunk_layout.h"
 
 namespace kvferry::bench {
 namespace {
 
 // What both sides of a hand-off can hold: room for any layer's 16-bit tokens.
 constexpr std::size_t kSlotBytes = std::size_t{64} << 20;
-
-transport::ChunkHeader HeaderOf(const prefill::ChunkPlan& chunk,
-                                std::span<const std::byte> payload) {
-  transport::ChunkHeader header;
-  header.layer_begin = static_cast<std::uint16_t>(chunk.layer_begin);
-  header.layer_count = static_cast<std::uint16_t>(chunk.layer_count);
-  header.token_begin = static_cast<std::uint32_t>(chunk.token_begin);
-  header.token_count = static_cast<std::uint32_t>(chunk.token_count);
-  header.kind = chunk.kind;
-  header.payload_bytes = static_cast<std::uint32_t>(payload.size());
-  header.payload_check = Crc32c(payload);
-  return header;
-}
 
 }  // namespace
 
@@ -56,24 +41,9 @@ absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, 
   const int tokens = layers.front().tokens;
   ShippedPrompt shipped;
   KVF_ASSIGN_OR_RETURN(shipped.cache, store.Reserve(tokens, max_new_tokens));
-  KVF_ASSIGN_OR_RETURN(
-      const std::vector<prefill::ChunkPlan> chunks,
-      prefill::LayoutChunks({.plan = codec::PlanBlocks(tokens, store.codec().window),
-                             .geometry = store.geometry(),
-                             .layers = store.specs(),
-                             .step_tokens = tokens,
-                             .slot_bytes = kSlotBytes}));
   KVF_ASSIGN_OR_RETURN(const decode::HostMemory slot, decode::HostMemory::Map(kSlotBytes));
-  for (const prefill::ChunkPlan& chunk : chunks) {
-    const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-    KVF_RETURN_IF_ERROR(
-        prefill::EncodeChunk(chunk, store.specs(), layers, host.backend(), payload));
-    const transport::ChunkHeader header = HeaderOf(chunk, payload);
-    KVF_RETURN_IF_ERROR(shipped.cache->CopyChunk(header, payload));
-    KVF_RETURN_IF_ERROR(shipped.cache->FillChunk(header));
-    shipped.wire_bytes += payload.size();
-  }
-  KVF_RETURN_IF_ERROR(shipped.cache->Publish());
+  KVF_ASSIGN_OR_RETURN(shipped.wire_bytes, HandOff(layers, host.backend(), store, slot.bytes(),
+                                                   std::span(&shipped.cache, 1)));
   return shipped;
 }
 

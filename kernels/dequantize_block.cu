@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/status.h"
 #include "kernels/dequantize_block.h"
+#include "kvcodec/describe.h"
 #include "kvcodec/format.h"
 
 namespace kvferry::kernels {
@@ -91,6 +92,16 @@ __global__ void dequantize_block_kernel(const __grid_constant__ DequantizeParams
 
 absl::Status LaunchDequantizeBlock(const DequantizeParams& params, Stream& stream) {
   if (const absl::Status status = params.spec.Validate(); !status.ok()) return status;
+  switch (params.spec.kind) {
+    case BlockKind::kRaw16:
+    case BlockKind::kInt8:
+    case BlockKind::kScalar:
+      break;
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("dequantize_block: ", codec::SpecText(params.spec),
+                       " is not compiled. There are raw16, int8 and scalar"));
+  }
   if (params.page_count < 0 || params.page_count > 65535 || params.kv_heads <= 0 ||
       params.kv_heads > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("dequantize_block: ", params.page_count,

@@ -4,6 +4,7 @@
 #include "kernels/cuda/status.h"
 #include "kernels/quantize_block.h"
 #include "kernels/quantize_variants.h"
+#include "kvcodec/describe.h"
 #include "kvcodec/format.h"
 
 namespace kvferry::kernels {
@@ -12,6 +13,9 @@ namespace {
 using codec::BlockKind;
 
 constexpr int kMaxItems = 65535;  // of one grid
+constexpr char kCompiled[] =
+    "There are raw16 and int8 at head_dim 64, 96, 128, 256, and scalar with bits 1, 2, 3, 4, 8, "
+    "GK 32, 64 and GV 32, 64, 128 that divides head_dim";
 
 QuantizeVariant FindVariant(const QuantizeParams& params) {
   switch (params.kind) {
@@ -21,6 +25,8 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
       return FindInt8Variant(params.type, params.head_dim);
     case BlockKind::kScalar:
       break;
+    default:
+      return {};
   }
   if (!codec::format::IsBits(params.max_bits)) return {};
   if (params.k_group_tokens != 32 && params.k_group_tokens != 64) return {};
@@ -82,16 +88,27 @@ absl::Status Check(const QuantizeParams& params) {
 
 }  // namespace
 
+absl::Status SupportsQuantize(const codec::BlockSpec& spec) {
+  if (absl::Status status = spec.Validate(); !status.ok()) return status;
+  switch (spec.kind) {
+    case BlockKind::kRaw16:
+    case BlockKind::kInt8:
+    case BlockKind::kScalar:
+      return absl::OkStatus();
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("quantize_block: ", codec::SpecText(spec), " is not compiled. ", kCompiled));
+  }
+}
+
 absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
   if (const absl::Status status = Check(params); !status.ok()) return status;
   const QuantizeVariant variant = FindVariant(params);
   if (variant.kernel == nullptr) {
-    return absl::UnimplementedError(absl::StrCat(
-        "quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ", params.head_dim,
-        ", bits ", params.max_bits, ", GK ", params.k_group_tokens, ", GV ",
-        params.v_group_channels,
-        " is not compiled. There are raw16 and int8 at head_dim 64, 96, 128, 256, and scalar with "
-        "bits 1, 2, 3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim"));
+    return absl::UnimplementedError(
+        absl::StrCat("quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ",
+                     params.head_dim, ", bits ", params.max_bits, ", GK ", params.k_group_tokens,
+                     ", GV ", params.v_group_channels, " is not compiled. ", kCompiled));
   }
   if (params.max_items == 0) return absl::OkStatus();
   const dim3 grid(params.kv_heads, params.max_items);

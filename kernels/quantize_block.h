@@ -36,6 +36,10 @@ struct QuantizeParams {
   unsigned blocks_ahead = 0;            // set by the launch: what a CTA fetches for a later one
 };
 
+// OK where LaunchQuantizeBlock has a kernel for blocks of this spec, else kUnimplemented with the
+// list of those that are compiled.
+absl::Status SupportsQuantize(const codec::BlockSpec& spec);
+
 // Asynchronous on `stream`; captured by CUDA graphs. The pages of a fault are unspecified; the
 // caller looks at *first_fault before it believes any page.
 //   kInvalidArgument: shape, alignment, a null pointer. kUnimplemented: a combination that is not

@@ -188,13 +188,13 @@ class FieldHash {
 
 absl::Status BlockSpec::Validate() const {
   if (!format::IsHeadDim(head_dim)) return BadSpec("head_dim", head_dim, "64, 96, 128 or 256");
-  if (kind == BlockKind::kInt8) return absl::OkStatus();
+  if (kind == BlockKind::kInt8 || kind == BlockKind::kFp8) return absl::OkStatus();
   if (kind == BlockKind::kRaw16) {
     if (raw_type == Raw16::kFp16 || raw_type == Raw16::kBf16) return absl::OkStatus();
     return BadSpec("raw_type", static_cast<int>(raw_type), "1 (fp16) or 2 (bf16)");
   }
   if (kind != BlockKind::kScalar) {
-    return BadSpec("kind", static_cast<int>(kind), "1 (raw16), 2 (scalar) or 3 (int8)");
+    return BadSpec("kind", static_cast<int>(kind), "1 (raw16), 2 (scalar), 3 (int8) or 4 (fp8)");
   }
   if (!format::IsBits(k_bits)) return BadSpec("k_bits", k_bits, "1, 2, 3, 4 or 8");
   if (!format::IsBits(v_bits)) return BadSpec("v_bits", v_bits, "1, 2, 3, 4 or 8");
@@ -211,6 +211,8 @@ std::size_t BlockBytes(const BlockSpec& spec) {
       return format::Raw16Block(spec.head_dim).bytes;
     case BlockKind::kInt8:
       return format::Int8Block(spec.head_dim).bytes;
+    case BlockKind::kFp8:
+      return format::Fp8Block(spec.head_dim).bytes;
     case BlockKind::kScalar:
       break;
   }
@@ -270,6 +272,7 @@ std::vector<Codec> RegisteredCodecs() {
   return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
           Plain("bf16", BlockKind::kRaw16, Raw16::kBf16),
           Plain("int8", BlockKind::kInt8, Raw16::kFp16),
+          Plain("fp8", BlockKind::kFp8, Raw16::kFp16),
           Kivi("kivi-4", 4, 4),
           Kivi("kivi-2", 2, 2),
           Kivi("kivi-k4v2", 4, 2),

@@ -20,6 +20,7 @@ enum class BlockKind : std::uint8_t {
   kRaw16 = 1,   // 16-bit K and V as they left the model: the baseline codecs fp16 and bf16
   kScalar = 2,  // KVB: codes with one scale and min per group (KIVI, arXiv 2402.02750)
   kInt8 = 3,    // signed 8 bit, one scale per token and head: the int8 baseline
+  kFp8 = 4,     // E4M3, one scale per token and head: the fp8 baseline
 };
 
 // Everything that decides the bytes of one block of one KV head. Valid only when Validate() says

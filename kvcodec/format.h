@@ -48,14 +48,20 @@ constexpr Raw16Layout Raw16Block(int head_dim) {
   return {0, kTokens * head_dim * 2, 2 * kTokens * head_dim * 2};
 }
 
-// kInt8: K codes [token][channel], V codes, then one fp16 scale per token for K and for V.
-struct Int8Layout {
+// Kinds with one fp16 scale per token for K and for V.
+struct TokenScaleLayout {
   int k_codes, v_codes, k_scale, v_scale, bytes;
 };
+
+// kInt8: K codes [token][channel], V codes, K scales [token], V scales.
+using Int8Layout = TokenScaleLayout;
 constexpr Int8Layout Int8Block(int head_dim) {
   const int side = kTokens * head_dim;
   return {0, side, 2 * side, 2 * side + 2 * kTokens, 2 * side + 4 * kTokens};
 }
+
+// kFp8: the same, with E4M3 numbers for codes.
+constexpr TokenScaleLayout Fp8Block(int head_dim) { return Int8Block(head_dim); }
 
 // Where a code lives in its region, in 32-bit words. Bit i of the code is bit `shift + i` of
 // `word`; with spread != 0 (one code in sixteen at 3 bits) it is bit `shift` of word `word + i *
@@ -160,6 +166,7 @@ static_assert(ScalarBlock(128, 2, 2, 32, 32).bytes == 6144);
 static_assert(ScalarBlock(64, 4, 4, 64, 64).bytes == 4608);
 static_assert(ScalarBlock(96, 1, 1, 64, 32).bytes % kAlignBytes == 0);
 static_assert(Raw16Block(128).bytes == 32768);
+static_assert(Fp8Block(128).bytes == 16640 && Fp8Block(96).v_scale == 2 * 64 * 96 + 128);
 static_assert(Int8Block(128).bytes == 16640 && Int8Block(96).bytes % kAlignBytes == 0);
 // The register order of the kernels at head_dim 128: K [word][lane][tile], V [tile][lane][word].
 static_assert(KPlace(2, 128, 16 + 3 + 8, 32 + 8 + 5).word == 128 + (3 * 4 + 1) * 4 + 1 &&

@@ -76,6 +76,8 @@ const ReferenceKind& ReferenceOf(BlockKind kind) {
       return kRaw16Reference;
     case BlockKind::kInt8:
       return Int8Reference();
+    case BlockKind::kFp8:
+      return Fp8Reference();
     case BlockKind::kScalar:
       return ScalarReference();
   }

@@ -37,6 +37,7 @@ struct ReferenceKind {
 
 const ReferenceKind& ScalarReference();
 const ReferenceKind& Int8Reference();
+const ReferenceKind& Fp8Reference();
 
 // Adds 64 tokens or fewer whose scores are known; value(token, channel) is the V that they weigh.
 template <class Value>

@@ -4,6 +4,7 @@
 #include "kvcodec/code_io.h"
 #include "kvcodec/cpu/group_scale.h"
 #include "kvcodec/cpu/reference_kinds.h"
+#include "kvcodec/e4m3.h"
 #include "kvcodec/format.h"
 
 // Kinds with one scale per token, head and side: a value is the scale times what its code says. A
@@ -20,27 +21,45 @@ float LargestOf(const Side& side, int token, int head_dim) {
   return largest;
 }
 
-struct Int8 {
+// Kinds with a byte per code, in token order.
+struct ByteCodes {
+  int head_dim;
+  format::TokenScaleLayout at;
+
+  void Clear(std::byte*) const {}
+  int ScaleAt(bool is_v, int token) const { return (is_v ? at.v_scale : at.k_scale) + 2 * token; }
+  int CodeAt(bool is_v, int token, int channel) const {
+    return (is_v ? at.v_codes : at.k_codes) + token * head_dim + channel;
+  }
+};
+
+struct Int8 : ByteCodes {
   explicit Int8(const BlockSpec& spec)
-      : head_dim(spec.head_dim), at(format::Int8Block(spec.head_dim)) {}
+      : ByteCodes{spec.head_dim, format::Int8Block(spec.head_dim)} {}
 
   TokenScale ScaleOf(const Side& side, int token) const {
     return MakeTokenScale(LargestOf(side, token, head_dim) / 127.0f);
   }
-  void Clear(std::byte*) const {}
   void Put(std::byte* block, bool is_v, int token, int channel, float scaled) const {
     block[CodeAt(is_v, token, channel)] = static_cast<std::byte>(MakeInt8Code(scaled));
   }
   float Get(const std::byte* block, bool is_v, int token, int channel) const {
     return static_cast<float>(static_cast<std::int8_t>(block[CodeAt(is_v, token, channel)]));
   }
-  int ScaleAt(bool is_v, int token) const { return (is_v ? at.v_scale : at.k_scale) + 2 * token; }
+};
 
-  int CodeAt(bool is_v, int token, int channel) const {
-    return (is_v ? at.v_codes : at.k_codes) + token * head_dim + channel;
+struct Fp8 : ByteCodes {
+  explicit Fp8(const BlockSpec& spec) : ByteCodes{spec.head_dim, format::Fp8Block(spec.head_dim)} {}
+
+  TokenScale ScaleOf(const Side& side, int token) const {
+    return MakeTokenScale(LargestOf(side, token, head_dim) / kE4m3Max);
   }
-  int head_dim;
-  format::Int8Layout at;
+  void Put(std::byte* block, bool is_v, int token, int channel, float scaled) const {
+    block[CodeAt(is_v, token, channel)] = static_cast<std::byte>(E4m3FromFloat(scaled));
+  }
+  float Get(const std::byte* block, bool is_v, int token, int channel) const {
+    return FloatFromE4m3(static_cast<std::uint8_t>(block[CodeAt(is_v, token, channel)]));
+  }
 };
 
 template <class Kind>
@@ -117,5 +136,6 @@ constexpr ReferenceKind kTokenReference = {Quantize<Kind>, FindScaleFault<Kind>,
 }  // namespace
 
 const ReferenceKind& Int8Reference() { return kTokenReference<Int8>; }
+const ReferenceKind& Fp8Reference() { return kTokenReference<Fp8>; }
 
 }  // namespace kvferry::codec::cpu

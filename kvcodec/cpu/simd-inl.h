@@ -62,6 +62,22 @@ struct Int8Source {
   }
 };
 
+// E4M3 numbers: as fp16 with the exponent of its bias, which is 8 less than its own.
+struct Fp8Source {
+  const std::uint8_t* values;
+
+  template <class D>
+  HWY_INLINE hn::VFromD<D> Load(D df, std::int64_t index) const {
+    const hn::Rebind<std::uint8_t, D> d8;
+    const hn::Rebind<std::uint16_t, D> d16;
+    const auto code = hn::PromoteTo(d16, hn::LoadU(d8, values + index));
+    const auto sign = hn::ShiftLeft<8>(hn::And(code, hn::Set(d16, 0x80)));
+    const auto rest = hn::ShiftLeft<7>(hn::And(code, hn::Set(d16, 0x7f)));
+    const auto half = hn::BitCast(hn::Rebind<hwy::float16_t, D>(), hn::Or(sign, rest));
+    return hn::Mul(hn::PromoteTo(df, half), hn::Set(df, 256.0f));
+  }
+};
+
 // Whether all values of one side of a block are finite.
 template <Raw16 kType>
 HWY_INLINE bool AllFinite(const std::uint16_t* values, std::int64_t stride, int head_dim) {

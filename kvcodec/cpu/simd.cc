@@ -67,6 +67,7 @@ SimdKind SimdOf(BlockKind kind) {
   switch (kind) {
     case BlockKind::kRaw16:
     case BlockKind::kInt8:
+    case BlockKind::kFp8:
       return {QuantizePlainSimd, AttendPlainBlocksSimd};
     case BlockKind::kScalar:
       return {QuantizeScalarSimd, AttendScalarBlocksSimd};

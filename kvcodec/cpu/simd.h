@@ -9,7 +9,7 @@ namespace kvferry::codec::cpu {
 void AttendRawSimd(const HeadRows& rows, int tokens, const QueryGroup& group,
                    const SoftmaxState& state);
 
-// Blocks whose values stand in token order: kRaw16 and kInt8.
+// Blocks whose values stand in token order: kRaw16, kInt8, kFp8.
 bool QuantizePlainSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
 void AttendPlainBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
                            const SoftmaxState& state);

@@ -24,7 +24,8 @@ TYPED_TEST_P(CacheStoreTest, AdoptedBytesAreWhatAttentionReads) {
 }
 
 TYPED_TEST_P(CacheStoreTest, FlushedBlocksAreThoseOfPrefill) {
-  for (const char* codec : {"kivi-4-g64", "kivi-2-g64:layer.1=8/8", "fp16", "int8"}) {
+  for (const char* codec : {"kivi-4-g64", "kivi-2-g64:layer.1=8/8", "fp16", "int8", "fp8"}) {
+    if (!this->Has(codec)) continue;
     this->StartStore(codec);
     const auto sequence = this->AdoptPrompt(kSuiteTokens, 200);
     int flushes = 0;

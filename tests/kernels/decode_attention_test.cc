@@ -355,6 +355,12 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(missing.message()),
               testing::HasSubstr("head_dim 128: 16 bit int8 K2V2-GK64-GV128"));
+  const absl::Status fp8 =
+      DecodeAttention::Create(
+          ConfigOf({.spec = {.kind = codec::BlockKind::kFp8, .head_dim = 128}, .tokens = {1}}))
+          .status();
+  EXPECT_EQ(fp8.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(fp8.message()), testing::HasSubstr("fp8 E4M3, head_dim 128 is not"));
   AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
   config.q_heads = 17;
   EXPECT_EQ(DecodeAttention::Create(config).status().code(), absl::StatusCode::kInvalidArgument);

@@ -224,6 +224,12 @@ TEST_F(QuantizeBlockTest, WhatIsNotCompiledOrWrongIsRefused) {
   const absl::Status status = LaunchQuantizeBlock(other, stream());
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("head_dim 64, 96, 128, 256"));
+  const codec::BlockSpec fp8 = {.kind = BlockKind::kFp8, .head_dim = 128};
+  other = params;
+  other.kind = fp8.kind;
+  EXPECT_EQ(LaunchQuantizeBlock(other, stream()).code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(SupportsQuantize(fp8).message()), HasSubstr("There are raw16 and int8"));
+  EXPECT_TRUE(SupportsQuantize(ScalarSpec(128, 2, 2, 64, 128)).ok());
   other = params;
   other.v_group_channels = 16;
   EXPECT_EQ(LaunchQuantizeBlock(other, stream()).code(), absl::StatusCode::kUnimplemented);

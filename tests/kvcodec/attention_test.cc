@@ -138,7 +138,9 @@ TEST_P(AttentionTest, EveryBlockKindAndShape) {
     for (const BlockSpec& spec : AllScalarSpecs(bits, bits)) Check(spec, 3, 1, {{4, 2, 70}});
   }
   for (const int head_dim : {64, 96, 128, 256}) {
-    Check({.kind = BlockKind::kInt8, .head_dim = head_dim}, 4, 2, {{4, 3, 65}});
+    for (const BlockKind kind : {BlockKind::kInt8, BlockKind::kFp8}) {
+      Check({.kind = kind, .head_dim = head_dim}, 4, 2, {{4, 3, 65}});
+    }
     for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
       Check({.kind = BlockKind::kRaw16, .raw_type = type, .head_dim = head_dim}, 4, 2,
             {{4, 3, 65}});
@@ -150,6 +152,7 @@ TEST_P(AttentionTest, EveryGroupSize) {
   for (const int group : {1, 2, 3, 4, 5, 7, 8, 16}) {
     Check(ScalarSpec(128, 4, 2, 64, 128), 2 * group, 2, {{4, 2, 64}});
     Check({.kind = BlockKind::kInt8, .head_dim = 64}, 2 * group, 2, {{4, 2, 64}});
+    Check({.kind = BlockKind::kFp8, .head_dim = 64}, 2 * group, 2, {{4, 2, 64}});
   }
 }
 

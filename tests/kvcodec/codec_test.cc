@@ -56,6 +56,7 @@ TEST(CodecTest, BitsPerValueCountScales) {
   EXPECT_DOUBLE_EQ(FindCodec("kivi-4")->BitsPerValue(64), 5.0);
   EXPECT_DOUBLE_EQ(FindCodec("fp16")->BitsPerValue(64), 16.0);
   EXPECT_DOUBLE_EQ(FindCodec("int8")->BitsPerValue(64), 8.25);
+  EXPECT_DOUBLE_EQ(FindCodec("fp8")->BitsPerValue(128), 8.125);
 }
 
 TEST(CodecTest, ParametersChangeTheCodecAndItsHash) {

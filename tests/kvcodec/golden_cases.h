@@ -34,6 +34,7 @@ inline std::vector<GoldenCase> LoadGoldenCases() {
     c.type = type == "fp16" ? Raw16::kFp16 : Raw16::kBf16;
     c.spec.kind = kind == "scalar" ? BlockKind::kScalar
                   : kind == "int8" ? BlockKind::kInt8
+                  : kind == "fp8"  ? BlockKind::kFp8
                                    : BlockKind::kRaw16;
     c.spec.raw_type = c.type;
     c.line = line;

@@ -109,6 +109,24 @@ TEST_P(QuantizeTest, Raw16KeepsTheBitsAndInt8TheLargestValue) {
   }
 }
 
+TEST_P(QuantizeTest, Fp8IsWithinHalfAStepOfItsMantissa) {
+  for (const int head_dim : {64, 96, 128, 256}) {
+    const KvSample kv = MakeKv(1, 64, head_dim, Raw16::kFp16, 5);
+    const BlockSpec spec = {.kind = BlockKind::kFp8, .head_dim = head_dim};
+    const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+    PlainHead got, exact;
+    got.k.resize(std::size_t{64} * head_dim);
+    got.v.resize(got.k.size());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, got.k, got.v).ok());
+    AppendRaw(kv.view, 0, exact);
+    for (std::size_t i = 0; i < got.k.size(); ++i) {
+      // 2^-4 for the mantissa, a little for the fp16 scale; below 2^-6 of a scale, half of 2^-9.
+      ASSERT_NEAR(got.k[i], exact.k[i], std::fabs(exact.k[i]) * 0.0630f + 1e-4f);
+      ASSERT_NEAR(got.v[i], exact.v[i], std::fabs(exact.v[i]) * 0.0630f + 1e-4f);
+    }
+  }
+}
+
 TEST_P(QuantizeTest, HeadsAndStridesAreHonoured) {
   // Tokens outside, heads inside: [tokens, kv_heads, head_dim].
   const int heads = 3, d = 64;
@@ -154,6 +172,7 @@ TEST_P(QuantizeTest, WhatCannotBeStoredIsNamed) {
     for (const BlockSpec& spec :
          {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
           BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
+          BlockSpec{.kind = BlockKind::kFp8, .head_dim = 128},
           BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
       if (!bad.IsRefusedBy(spec.kind)) continue;
       GuardedPage page(PageBytes(spec, 2));
@@ -247,6 +266,7 @@ TEST_P(QuantizeTest, WritesTheBytesOfTheReference) {
   for (const int bits : {1, 2, 3, 4, 8}) {
     std::vector<BlockSpec> specs = AllScalarSpecs(bits, bits);
     specs.push_back({.kind = BlockKind::kInt8, .head_dim = 96});
+    specs.push_back({.kind = BlockKind::kFp8, .head_dim = 96});
     for (const BlockSpec& spec : specs) {
       for (std::size_t source = 0; source < sources.size(); ++source) {
         const Raw16 type = (source + bits) % 2 == 0 ? Raw16::kFp16 : Raw16::kBf16;

@@ -102,6 +102,16 @@ void DescribeBytes(std::span<const std::byte> block, const BlockSpec& spec,
   regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
 }
 
+void DescribeLut(std::span<const std::byte> block, const BlockSpec& spec,
+                 std::vector<RegionDescription>& regions) {
+  const int bits = FindLut(spec.table)->bits;
+  const format::TokenScaleLayout at = format::LutBlock(spec.head_dim, bits);
+  regions.push_back(Codes(false, block, at.k_codes, bits, spec.head_dim));
+  regions.push_back(Numbers("K scales", block, at.k_scale, kBlockTokens, Raw16::kFp16));
+  regions.push_back(Codes(true, block, at.v_codes, bits, spec.head_dim));
+  regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
+}
+
 double Int8Value(std::byte code) { return static_cast<std::int8_t>(code); }
 double Fp8Value(std::byte code) {
   const auto bits = static_cast<std::uint8_t>(code);
@@ -119,6 +129,10 @@ std::string SpecText(const BlockSpec& spec) {
       return absl::StrCat("int8, head_dim ", spec.head_dim);
     case BlockKind::kFp8:
       return absl::StrCat("fp8 E4M3, head_dim ", spec.head_dim);
+    case BlockKind::kLut: {
+      const Lut* lut = FindLut(spec.table);
+      return absl::StrCat("lut ", lut == nullptr ? "?" : lut->name, ", head_dim ", spec.head_dim);
+    }
     case BlockKind::kScalar:
       break;
   }
@@ -151,6 +165,9 @@ absl::StatusOr<BlockDescription> DescribeBlock(std::span<const std::byte> block,
       break;
     case BlockKind::kFp8:
       DescribeBytes(block, spec, format::Fp8Block(spec.head_dim), Fp8Value, description.regions);
+      break;
+    case BlockKind::kLut:
+      DescribeLut(block, spec, description.regions);
       break;
     case BlockKind::kScalar:
       DescribeScalar(block, spec, description.regions);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kvcodec/half.h"
+#include "kvcodec/lut.h"
 
 // The quantizer of docs/format.md on one group, in fp32 with every operation rounded on its own.
 namespace kvferry::codec::cpu {
@@ -54,6 +55,20 @@ inline TokenScale MakeTokenScale(float unit) {
 inline std::int8_t MakeInt8Code(float scaled) {
   const float code = std::nearbyint(scaled);
   return static_cast<std::int8_t>(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
+}
+
+// Root mean square of `count` values. sums: of the squares, channel c in sums[c % 8] in the order
+// of channels.
+inline float RmsOf(const float (&sums)[8], int count) {
+  const float even = (sums[0] + sums[4]) + (sums[2] + sums[6]);
+  const float odd = (sums[1] + sums[5]) + (sums[3] + sums[7]);
+  return std::sqrt((even + odd) / static_cast<float>(count));
+}
+
+inline std::uint32_t MakeLutCode(float scaled, const Lut& lut) {
+  std::uint32_t code = 0;
+  for (int i = 0; i + 1 < lut.count(); ++i) code += scaled > lut.middle(i) ? 1 : 0;
+  return code;
 }
 
 }  // namespace kvferry::codec::cpu

@@ -115,16 +115,12 @@ bool MakeScales(int groups, float levels, Workspace& work, std::byte* scale_out,
   return hn::AllTrue(du16, hn::Eq(overflow, hn::Zero(du16)));
 }
 
-// Codes of four tokens and eight channels: rounds, clamps, and puts four channels to a unit.
+// Codes of four tokens and eight channels: rounds and clamps.
 HWY_INLINE void StoreCodes(const VF (&values)[4], hn::Vec256<std::uint8_t> top,
                            std::uint32_t* units) {
-  // Per 16 bytes: four channels of each of the four tokens.
-  const __m256i low = _mm256_packs_epi32(RoundToInt(values[0]).raw, RoundToInt(values[1]).raw);
-  const __m256i high = _mm256_packs_epi32(RoundToInt(values[2]).raw, RoundToInt(values[3]).raw);
-  const __m256i codes = _mm256_min_epu8(_mm256_packus_epi16(low, high), top.raw);
-  _mm_store_si128(reinterpret_cast<__m128i*>(units), _mm256_castsi256_si128(codes));
-  _mm_store_si128(reinterpret_cast<__m128i*>(units + kBlockTokens),
-                  _mm256_extracti128_si256(codes, 1));
+  const hn::VFromD<DI> codes[4] = {RoundToInt(values[0]), RoundToInt(values[1]),
+                                   RoundToInt(values[2]), RoundToInt(values[3])};
+  StoreUnits(hn::Min(JoinCodes(codes), top), units);
 }
 
 HWY_INLINE hn::Vec256<std::uint8_t> TopCode(int bits) {

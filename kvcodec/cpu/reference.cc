@@ -78,6 +78,8 @@ const ReferenceKind& ReferenceOf(BlockKind kind) {
       return Int8Reference();
     case BlockKind::kFp8:
       return Fp8Reference();
+    case BlockKind::kLut:
+      return LutReference();
     case BlockKind::kScalar:
       return ScalarReference();
   }

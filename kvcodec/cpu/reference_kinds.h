@@ -38,6 +38,7 @@ struct ReferenceKind {
 const ReferenceKind& ScalarReference();
 const ReferenceKind& Int8Reference();
 const ReferenceKind& Fp8Reference();
+const ReferenceKind& LutReference();
 
 // Adds 64 tokens or fewer whose scores are known; value(token, channel) is the V that they weigh.
 template <class Value>

@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "kvcodec/code_io.h"
 #include "kvcodec/cpu/group_scale.h"
 #include "kvcodec/cpu/reference_kinds.h"
 #include "kvcodec/e4m3.h"
 #include "kvcodec/format.h"
+#include "kvcodec/lut.h"
 
 // Kinds with one scale per token, head and side: a value is the scale times what its code says. A
 // kind is a struct that knows its scale (ScaleOf, ScaleAt: the byte it is stored at) and its codes
@@ -60,6 +62,47 @@ struct Fp8 : ByteCodes {
   float Get(const std::byte* block, bool is_v, int token, int channel) const {
     return FloatFromE4m3(static_cast<std::uint8_t>(block[CodeAt(is_v, token, channel)]));
   }
+};
+
+// Codes of a table's levels, placed as those of KVB.
+struct LutCodes {
+  explicit LutCodes(const BlockSpec& spec)
+      : head_dim(spec.head_dim),
+        lut(*FindLut(spec.table)),
+        at(format::LutBlock(spec.head_dim, lut.bits)) {}
+
+  TokenScale ScaleOf(const Side& side, int token) const {
+    if (lut.scale == LutScale::kLargest) return MakeTokenScale(LargestOf(side, token, head_dim));
+    float sums[8] = {};
+    for (int channel = 0; channel < head_dim; ++channel) {
+      sums[channel % 8] += side.at(token, channel) * side.at(token, channel);
+    }
+    return MakeTokenScale(RmsOf(sums, head_dim));
+  }
+  void Clear(std::byte* block) const {
+    std::memset(block + at.k_codes, 0, format::CodeBytes(lut.bits, head_dim));
+    std::memset(block + at.v_codes, 0, format::CodeBytes(lut.bits, head_dim));
+  }
+  void Put(std::byte* block, bool is_v, int token, int channel, float scaled) const {
+    PutCode(block + (is_v ? at.v_codes : at.k_codes), PlaceOf(is_v, token, channel), lut.bits,
+            MakeLutCode(scaled, lut));
+  }
+  float Get(const std::byte* block, bool is_v, int token, int channel) const {
+    return lut.levels[GetCode(block + (is_v ? at.v_codes : at.k_codes),
+                              PlaceOf(is_v, token, channel), lut.bits)];
+  }
+  int ScaleAt(bool is_v, int token) const {
+    return is_v ? at.v_scale + 2 * format::VScalePosition(token)
+                : at.k_scale + 2 * format::KScalePosition(token);
+  }
+
+  format::CodePlace PlaceOf(bool is_v, int token, int channel) const {
+    return is_v ? format::VPlace(lut.bits, head_dim, token, channel)
+                : format::KPlace(lut.bits, head_dim, token, channel);
+  }
+  int head_dim;
+  const Lut& lut;
+  format::TokenScaleLayout at;
 };
 
 template <class Kind>
@@ -137,5 +180,6 @@ constexpr ReferenceKind kTokenReference = {Quantize<Kind>, FindScaleFault<Kind>,
 
 const ReferenceKind& Int8Reference() { return kTokenReference<Int8>; }
 const ReferenceKind& Fp8Reference() { return kTokenReference<Fp8>; }
+const ReferenceKind& LutReference() { return kTokenReference<LutCodes>; }
 
 }  // namespace kvferry::codec::cpu

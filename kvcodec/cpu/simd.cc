@@ -71,6 +71,8 @@ SimdKind SimdOf(BlockKind kind) {
       return {QuantizePlainSimd, AttendPlainBlocksSimd};
     case BlockKind::kScalar:
       return {QuantizeScalarSimd, AttendScalarBlocksSimd};
+    case BlockKind::kLut:
+      return {QuantizeLutSimd, AttendLutBlocksSimd};
   }
   std::abort();  // every caller has validated its spec
 }

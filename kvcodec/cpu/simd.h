@@ -19,4 +19,9 @@ bool QuantizeScalarSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* 
 void AttendScalarBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec,
                             const QueryGroup& group, const SoftmaxState& state);
 
+// kLut blocks.
+bool QuantizeLutSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
+void AttendLutBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                         const SoftmaxState& state);
+
 }  // namespace kvferry::codec::cpu

@@ -223,6 +223,7 @@ absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const Flu
                                     .type = first.window.type,
                                     .k_group_tokens = first.spec.k_group_tokens,
                                     .v_group_channels = first.spec.v_group_channels,
+                                    .table = first.spec.table,
                                     .max_bits = MaxBits(items),
                                     .first_fault = &on_device->first_fault},
                                    stream_));

@@ -91,6 +91,7 @@ class CudaQuantizer final : public codec::Quantizer {
            .type = kv.type,
            .k_group_tokens = spec.k_group_tokens,
            .v_group_channels = spec.v_group_channels,
+           .table = spec.table,
            .max_bits =
                spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
            .first_fault = fault_.as<std::uint64_t>()},

@@ -14,8 +14,8 @@ using codec::BlockKind;
 
 constexpr int kMaxItems = 65535;  // of one grid
 constexpr char kCompiled[] =
-    "There are raw16 and int8 at head_dim 64, 96, 128, 256, and scalar with bits 1, 2, 3, 4, 8, "
-    "GK 32, 64 and GV 32, 64, 128 that divides head_dim";
+    "There are raw16, int8, fp8 and lut at head_dim 64, 96, 128, 256, and scalar with bits 1, 2, "
+    "3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim";
 
 QuantizeVariant FindVariant(const QuantizeParams& params) {
   switch (params.kind) {
@@ -23,6 +23,11 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
       return FindRaw16Variant(params.type, params.head_dim);
     case BlockKind::kInt8:
       return FindInt8Variant(params.type, params.head_dim);
+    case BlockKind::kFp8:
+      return FindFp8Variant(params.type, params.head_dim);
+    case BlockKind::kLut:
+      if (codec::FindLut(params.table) == nullptr) return {};
+      return FindLutVariant(params.type, params.head_dim);
     case BlockKind::kScalar:
       break;
     default:
@@ -47,7 +52,12 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
 // Where a CTA puts its block together.
 int SharedBytes(const QuantizeParams& params) {
   if (params.kind == BlockKind::kRaw16) return 0;
-  if (params.kind == BlockKind::kInt8) return codec::format::Int8Block(params.head_dim).bytes;
+  if (params.kind == BlockKind::kInt8 || params.kind == BlockKind::kFp8) {
+    return codec::format::Int8Block(params.head_dim).bytes;
+  }
+  if (params.kind == BlockKind::kLut) {
+    return codec::format::LutBlock(params.head_dim, codec::FindLut(params.table)->bits).bytes;
+  }
   return codec::format::ScalarBlock(params.head_dim, params.max_bits, params.max_bits,
                                     params.k_group_tokens, params.v_group_channels)
       .bytes;
@@ -93,6 +103,8 @@ absl::Status SupportsQuantize(const codec::BlockSpec& spec) {
   switch (spec.kind) {
     case BlockKind::kRaw16:
     case BlockKind::kInt8:
+    case BlockKind::kFp8:
+    case BlockKind::kLut:
     case BlockKind::kScalar:
       return absl::OkStatus();
     default:

@@ -61,10 +61,10 @@ struct Bar {
 };
 struct Measured {
   Shape shape;
-  Bar bits2, bits4, k4v2;
+  Bar bits2, bits4, k4v2, nf4;
 };
 const std::vector<Measured> kMeasured = {
-    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}},
+    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}, {2.5, 0}},
     {{64, 32768}, {0, 0.84}, {0, 0.95}, {}},
     {{1, 32768}, {3.4, 0}, {}, {}},
     {{1, 131072}, {4.7, 0}, {3.1, 0}, {}},
@@ -156,6 +156,8 @@ class Caches {
     params.max_items = kPages;
     params.kv_heads = kKvHeads;
     params.head_dim = kHeadDim;
+    params.kind = spec_.kind;
+    params.table = spec_.table;
     params.k_group_tokens = spec_.k_group_tokens;
     params.v_group_channels = spec_.v_group_channels;
     params.first_fault = fault.as<std::uint64_t>();
@@ -275,6 +277,14 @@ class Bench {
     if (graphs.empty()) return absl::UnavailableError("LibTorch has no fp16 attention here");
     return graphs;
   }
+  static codec::BlockSpec ScalarSpec(int k_bits, int v_bits) {
+    return {.kind = codec::BlockKind::kScalar,
+            .head_dim = kHeadDim,
+            .k_bits = k_bits,
+            .v_bits = v_bits,
+            .k_group_tokens = 64,
+            .v_group_channels = 128};
+  }
   static int Launches(int copies) { return std::max(kLaunches, copies); }
 
   absl::Status RunShape(const Measured& measured, Report& report) {
@@ -287,16 +297,20 @@ class Bench {
                          TorchAttention::Create(shape.batch, shape.tokens, kQHeads, kKvHeads,
                                                 kHeadDim, copies, stream_));
     const struct {
-      int k_bits, v_bits;
+      const char* name;
+      codec::BlockSpec spec;
       Bar bar;
-    } codecs[] = {{2, 2, measured.bits2}, {4, 4, measured.bits4}, {4, 2, measured.k4v2}};
+    } codecs[] = {
+        {"K2V2", ScalarSpec(2, 2), measured.bits2},
+        {"K4V4", ScalarSpec(4, 4), measured.bits4},
+        {"K4V2", ScalarSpec(4, 2), measured.k4v2},
+        {"NF4",
+         {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = codec::LutTable::kNf4},
+         measured.nf4},
+        {"FP8", {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim}, {}},
+        {"INT8", {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim}, {}}};
     for (const auto& codec : codecs) {
-      const codec::BlockSpec spec = {.kind = codec::BlockKind::kScalar,
-                                     .head_dim = kHeadDim,
-                                     .k_bits = codec.k_bits,
-                                     .v_bits = codec.v_bits,
-                                     .k_group_tokens = 64,
-                                     .v_group_channels = 128};
+      const codec::BlockSpec& spec = codec.spec;
       KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches,
                            Caches::Create(spec, shape, device_.l2_bytes, stream_));
       const int launches = Launches(caches->copies());
@@ -320,8 +334,8 @@ class Bench {
       std::vector<Graph*> graphs = {&ours, &ceiling};
       for (Fp16& baseline : fp16) graphs.push_back(&baseline.graph);
       KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, graphs));
-      Add(absl::StrCat("K", codec.k_bits, "V", codec.v_bits, ", ", shape.name()), codec.bar, ours,
-          ceiling, fp16, launches, Launches(copies), report);
+      Add(absl::StrCat(codec.name, ", ", shape.name()), codec.bar, ours, ceiling, fp16, launches,
+          Launches(copies), report);
     }
     return absl::OkStatus();
   }

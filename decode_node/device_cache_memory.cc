@@ -8,6 +8,7 @@
 #include "kernels/adopt_chunk.h"
 #include "kernels/cuda/device.h"
 #include "kernels/flush_window.h"
+#include "kernels/quantize_block.h"
 
 namespace kvferry::decode {
 namespace {
@@ -90,6 +91,10 @@ absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> DeviceCacheMemory::Create(
   KVF_ASSIGN_OR_RETURN(memory->flush_,
                        Mirror::Allocate(sizeof(FlushHeader) + items * sizeof(QuantizeItem)));
   return memory;
+}
+
+absl::Status DeviceCacheMemory::Supports(const codec::BlockSpec& spec) const {
+  return kernels::SupportsQuantize(spec);
 }
 
 absl::StatusOr<std::byte*> DeviceCacheMemory::Allocate(std::size_t bytes) {
@@ -218,6 +223,7 @@ absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const Flu
                                     .type = first.window.type,
                                     .k_group_tokens = first.spec.k_group_tokens,
                                     .v_group_channels = first.spec.v_group_channels,
+                                    .table = first.spec.table,
                                     .max_bits = MaxBits(items),
                                     .first_fault = &on_device->first_fault},
                                    stream_));

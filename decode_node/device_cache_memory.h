@@ -33,7 +33,7 @@ class DeviceCacheMemory final : public CacheMemory {
 
   std::string name() const override { return "cuda"; }
   bool on_device() const override { return true; }
-  absl::Status Supports(const codec::BlockSpec& spec) const override { return spec.Validate(); }
+  absl::Status Supports(const codec::BlockSpec& spec) const override;
   absl::StatusOr<std::byte*> Allocate(std::size_t bytes) override;
   absl::StatusOr<std::unique_ptr<Pin>> PinLanding(std::span<std::byte> ring) override;
   absl::StatusOr<std::uint32_t> CopyChunk(std::span<const ChunkPart> parts,

@@ -8,6 +8,8 @@ std::span<const AttentionVariant> AttentionVariantsD128() {
   static const std::array variants = {
       raw_variant<128>(),
       int8_variant<128>(),
+      fp8_variant<128>(),
+      nf4_variant<128>(),
       scalar_variant<128, 2, 2, 64, 128>(),
       scalar_variant<128, 4, 4, 64, 128>(),
       scalar_variant<128, 4, 2, 64, 128>(),

@@ -8,6 +8,7 @@ std::span<const AttentionVariant> AttentionVariantsD256() {
   static const std::array variants = {
       raw_variant<256>(),
       int8_variant<256>(),
+      fp8_variant<256>(),
       scalar_variant<256, 2, 2, 64, 128>(),
       scalar_variant<256, 4, 4, 64, 128>(),
       scalar_variant<256, 4, 2, 64, 128>(),

@@ -8,6 +8,8 @@ std::span<const AttentionVariant> AttentionVariantsD64() {
   static const std::array variants = {
       raw_variant<64>(),
       int8_variant<64>(),
+      fp8_variant<64>(),
+      nf4_variant<64>(),
       scalar_variant<64, 2, 2, 64, 64>(),
       scalar_variant<64, 4, 4, 64, 64>(),
       scalar_variant<64, 4, 2, 64, 64>(),

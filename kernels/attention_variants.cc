@@ -45,6 +45,14 @@ std::string ListAttentionVariants() {
         absl::StrAppend(&list, " int8");
         continue;
       }
+      if (variant.spec.kind == codec::BlockKind::kFp8) {
+        absl::StrAppend(&list, " fp8");
+        continue;
+      }
+      if (variant.spec.kind == codec::BlockKind::kLut) {
+        absl::StrAppend(&list, " ", codec::FindLut(variant.spec.table)->name);
+        continue;
+      }
       absl::StrAppend(&list, " K", variant.spec.k_bits, "V", variant.spec.v_bits, "-GK",
                       variant.spec.k_group_tokens, "-GV", variant.spec.v_group_channels);
     }

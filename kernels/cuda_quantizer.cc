@@ -38,7 +38,7 @@ class CudaQuantizer final : public codec::Quantizer {
         fault_(std::move(fault)) {}
 
   std::string name() const override { return "cuda"; }
-  absl::Status Supports(const BlockSpec& spec) const override { return spec.Validate(); }
+  absl::Status Supports(const BlockSpec& spec) const override { return SupportsQuantize(spec); }
 
   absl::Status Quantize(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
                         std::span<std::byte> page) const override {
@@ -50,7 +50,7 @@ class CudaQuantizer final : public codec::Quantizer {
 
   absl::Status QuantizePages(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
                              std::span<std::byte> pages) const override {
-    KVF_RETURN_IF_ERROR(spec.Validate());
+    KVF_RETURN_IF_ERROR(Supports(spec));
     const std::size_t page_bytes = codec::PageBytes(spec, kv.kv_heads);
     const int count = kv.tokens / kBlockTokens;
     if (kv.tokens % kBlockTokens != 0 || kv.head_dim != spec.head_dim ||
@@ -91,6 +91,7 @@ class CudaQuantizer final : public codec::Quantizer {
            .type = kv.type,
            .k_group_tokens = spec.k_group_tokens,
            .v_group_channels = spec.v_group_channels,
+           .table = spec.table,
            .max_bits =
                spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
            .first_fault = fault_.as<std::uint64_t>()},

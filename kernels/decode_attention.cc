@@ -16,6 +16,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/event.h"
 #include "kernels/cuda/status.h"
+#include "kvcodec/describe.h"
 
 namespace kvferry::kernels {
 namespace {
@@ -191,11 +192,9 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
   KVF_RETURN_IF_ERROR(Check(config));
   const AttentionVariant* variant = FindAttentionVariant(config.spec);
   if (variant == nullptr) {
-    return absl::UnimplementedError(absl::StrCat(
-        "decode_attention on a GPU: K", config.spec.k_bits, "V", config.spec.v_bits, "-GK",
-        config.spec.k_group_tokens, "-GV", config.spec.v_group_channels, " of kind ",
-        static_cast<int>(config.spec.kind), " at head_dim ", config.spec.head_dim,
-        " is not compiled; there are ", ListAttentionVariants()));
+    return absl::UnimplementedError(
+        absl::StrCat("decode_attention on a GPU: ", codec::SpecText(config.spec),
+                     " is not compiled; there are ", ListAttentionVariants()));
   }
   KVF_ASSIGN_OR_RETURN(const Placed many_heads,
                        Place(variant->many_heads, config, TileCost(config.spec)));

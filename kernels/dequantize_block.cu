@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/status.h"
 #include "kernels/dequantize_block.h"
+#include "kernels/device/lut_tables.cuh"
+#include "kvcodec/describe.h"
 #include "kvcodec/format.h"
 
 namespace kvferry::kernels {
@@ -24,6 +26,16 @@ __device__ __forceinline__ float float_of(std::uint16_t half) {
   return __half2float(__ushort_as_half(half));
 }
 
+__device__ std::uint32_t code_at(const std::uint32_t* words, const format::CodePlace& place,
+                                 int bits) {
+  if (place.spread == 0) return words[place.word] >> place.shift & ((1u << bits) - 1);
+  std::uint32_t code = 0;
+  for (int i = 0; i < bits; ++i) {
+    code |= (words[place.word + i * place.spread] >> place.shift & 1u) << i;
+  }
+  return code;
+}
+
 __device__ float scalar_value(const std::byte* block, const codec::BlockSpec& spec, bool is_v,
                               int token, int channel) {
   const int d = spec.head_dim;
@@ -36,29 +48,44 @@ __device__ float scalar_value(const std::byte* block, const codec::BlockSpec& sp
                          : format::KScaleIndex(d, spec.k_group_tokens, token, channel);
   const auto* words =
       reinterpret_cast<const std::uint32_t*>(block + (is_v ? at.v_codes : at.k_codes));
-  std::uint32_t code = 0;
-  if (place.spread == 0) {
-    code = words[place.word] >> place.shift & ((1u << bits) - 1);
-  } else {
-    for (int i = 0; i < bits; ++i) {
-      code |= (words[place.word + i * place.spread] >> place.shift & 1u) << i;
-    }
-  }
+  const std::uint32_t code = code_at(words, place, bits);
   const float scale = float_of(half_at(block + (is_v ? at.v_scale : at.k_scale), index));
   const float min = float_of(half_at(block + (is_v ? at.v_min : at.k_min), index));
   return __fadd_rn(__fmul_rn(scale, static_cast<float>(code)), min);
+}
+
+__device__ float lut_value(const std::byte* block, const codec::BlockSpec& spec, bool is_v,
+                           int token, int channel) {
+  const int d = spec.head_dim;
+  const DeviceLut& lut = device_luts.of[static_cast<int>(spec.table)];
+  const format::TokenScaleLayout at = format::LutBlock(d, lut.bits);
+  const auto* words =
+      reinterpret_cast<const std::uint32_t*>(block + (is_v ? at.v_codes : at.k_codes));
+  const format::CodePlace place = is_v ? format::VPlace(lut.bits, d, token, channel)
+                                       : format::KPlace(lut.bits, d, token, channel);
+  const std::uint16_t scale = is_v ? half_at(block + at.v_scale, format::VScalePosition(token))
+                                   : half_at(block + at.k_scale, format::KScalePosition(token));
+  return __fmul_rn(float_of(scale), lut.levels[code_at(words, place, lut.bits)]);
+}
+
+// Of an E4M3 number: its bits moved to those of a half are 2^-8 times as much.
+__device__ __forceinline__ float e4m3_value(std::uint32_t code) {
+  return float_of(static_cast<std::uint16_t>((code & 0x80u) << 8 | (code & 0x7fu) << 7)) * 256.0f;
 }
 
 __device__ float value_of(const std::byte* block, const codec::BlockSpec& spec, bool is_v,
                           int token, int channel) {
   const int d = spec.head_dim, i = token * d + channel;
   if (spec.kind == BlockKind::kScalar) return scalar_value(block, spec, is_v, token, channel);
-  if (spec.kind == BlockKind::kInt8) {
-    const format::Int8Layout at = format::Int8Block(d);
-    const auto code =
-        reinterpret_cast<const std::int8_t*>(block + (is_v ? at.v_codes : at.k_codes))[i];
+  if (spec.kind == BlockKind::kLut) return lut_value(block, spec, is_v, token, channel);
+  if (spec.kind == BlockKind::kInt8 || spec.kind == BlockKind::kFp8) {
+    const format::TokenScaleLayout at = format::Int8Block(d);
+    const auto code = static_cast<std::uint8_t>(block[(is_v ? at.v_codes : at.k_codes) + i]);
     const float scale = float_of(half_at(block + (is_v ? at.v_scale : at.k_scale), token));
-    return __fmul_rn(scale, static_cast<float>(code));
+    const float value = spec.kind == BlockKind::kFp8
+                            ? e4m3_value(code)
+                            : static_cast<float>(static_cast<std::int8_t>(code));
+    return __fmul_rn(scale, value);
   }
   const format::Raw16Layout at = format::Raw16Block(d);
   const std::uint16_t raw = half_at(block + (is_v ? at.v : at.k), i);
@@ -91,6 +118,18 @@ __global__ void dequantize_block_kernel(const __grid_constant__ DequantizeParams
 
 absl::Status LaunchDequantizeBlock(const DequantizeParams& params, Stream& stream) {
   if (const absl::Status status = params.spec.Validate(); !status.ok()) return status;
+  switch (params.spec.kind) {
+    case BlockKind::kRaw16:
+    case BlockKind::kInt8:
+    case BlockKind::kFp8:
+    case BlockKind::kLut:
+    case BlockKind::kScalar:
+      break;
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("dequantize_block: ", codec::SpecText(params.spec),
+                       " is not compiled. There are raw16, int8, fp8, lut and scalar"));
+  }
   if (params.page_count < 0 || params.page_count > 65535 || params.kv_heads <= 0 ||
       params.kv_heads > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("dequantize_block: ", params.page_count,

@@ -23,7 +23,8 @@ struct DequantizeParams {
   void* v = nullptr;
 };
 
-// Asynchronous on `stream`. kInvalidArgument: spec, shape, a null pointer.
+// Asynchronous on `stream`. kInvalidArgument: spec, shape, a null pointer. kUnimplemented: the
+// kind is not compiled, with the list of those that are.
 absl::Status LaunchDequantizeBlock(const DequantizeParams& params, Stream& stream);
 
 }  // namespace kvferry::kernels

@@ -6,11 +6,27 @@ namespace {
 
 using codec::Raw16;
 
-template <int kHeadDim>
-QuantizeVariant Int8(Raw16 type) {
-  return {type == Raw16::kFp16 ? quantize_int8_kernel<Raw16::kFp16, kHeadDim>
-                               : quantize_int8_kernel<Raw16::kBf16, kHeadDim>,
+template <class Maker, int kHeadDim>
+QuantizeVariant OfBytes(Raw16 type) {
+  return {type == Raw16::kFp16 ? quantize_bytes_kernel<Maker, Raw16::kFp16, kHeadDim>
+                               : quantize_bytes_kernel<Maker, Raw16::kBf16, kHeadDim>,
           kBaselineThreads};
+}
+
+template <class Maker>
+QuantizeVariant FindBytesVariant(Raw16 type, int head_dim) {
+  switch (head_dim) {
+    case 64:
+      return OfBytes<Maker, 64>(type);
+    case 96:
+      return OfBytes<Maker, 96>(type);
+    case 128:
+      return OfBytes<Maker, 128>(type);
+    case 256:
+      return OfBytes<Maker, 256>(type);
+    default:
+      return {};
+  }
 }
 
 template <int kHeadDim>
@@ -23,18 +39,11 @@ QuantizeVariant Raw(Raw16 type) {
 }  // namespace
 
 QuantizeVariant FindInt8Variant(Raw16 type, int head_dim) {
-  switch (head_dim) {
-    case 64:
-      return Int8<64>(type);
-    case 96:
-      return Int8<96>(type);
-    case 128:
-      return Int8<128>(type);
-    case 256:
-      return Int8<256>(type);
-    default:
-      return {};
-  }
+  return FindBytesVariant<Int8Maker>(type, head_dim);
+}
+
+QuantizeVariant FindFp8Variant(Raw16 type, int head_dim) {
+  return FindBytesVariant<Fp8Maker>(type, head_dim);
 }
 
 QuantizeVariant FindRaw16Variant(Raw16 type, int head_dim) {

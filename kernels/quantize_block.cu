@@ -4,6 +4,7 @@
 #include "kernels/cuda/status.h"
 #include "kernels/quantize_block.h"
 #include "kernels/quantize_variants.h"
+#include "kvcodec/describe.h"
 #include "kvcodec/format.h"
 
 namespace kvferry::kernels {
@@ -12,6 +13,9 @@ namespace {
 using codec::BlockKind;
 
 constexpr int kMaxItems = 65535;  // of one grid
+constexpr char kCompiled[] =
+    "There are raw16, int8, fp8 and lut at head_dim 64, 96, 128, 256, and scalar with bits 1, 2, "
+    "3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim";
 
 QuantizeVariant FindVariant(const QuantizeParams& params) {
   switch (params.kind) {
@@ -19,8 +23,15 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
       return FindRaw16Variant(params.type, params.head_dim);
     case BlockKind::kInt8:
       return FindInt8Variant(params.type, params.head_dim);
+    case BlockKind::kFp8:
+      return FindFp8Variant(params.type, params.head_dim);
+    case BlockKind::kLut:
+      if (codec::FindLut(params.table) == nullptr) return {};
+      return FindLutVariant(params.type, params.head_dim);
     case BlockKind::kScalar:
       break;
+    default:
+      return {};
   }
   if (!codec::format::IsBits(params.max_bits)) return {};
   if (params.k_group_tokens != 32 && params.k_group_tokens != 64) return {};
@@ -41,7 +52,12 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
 // Where a CTA puts its block together.
 int SharedBytes(const QuantizeParams& params) {
   if (params.kind == BlockKind::kRaw16) return 0;
-  if (params.kind == BlockKind::kInt8) return codec::format::Int8Block(params.head_dim).bytes;
+  if (params.kind == BlockKind::kInt8 || params.kind == BlockKind::kFp8) {
+    return codec::format::Int8Block(params.head_dim).bytes;
+  }
+  if (params.kind == BlockKind::kLut) {
+    return codec::format::LutBlock(params.head_dim, codec::FindLut(params.table)->bits).bytes;
+  }
   return codec::format::ScalarBlock(params.head_dim, params.max_bits, params.max_bits,
                                     params.k_group_tokens, params.v_group_channels)
       .bytes;
@@ -82,16 +98,29 @@ absl::Status Check(const QuantizeParams& params) {
 
 }  // namespace
 
+absl::Status SupportsQuantize(const codec::BlockSpec& spec) {
+  if (absl::Status status = spec.Validate(); !status.ok()) return status;
+  switch (spec.kind) {
+    case BlockKind::kRaw16:
+    case BlockKind::kInt8:
+    case BlockKind::kFp8:
+    case BlockKind::kLut:
+    case BlockKind::kScalar:
+      return absl::OkStatus();
+    default:
+      return absl::UnimplementedError(
+          absl::StrCat("quantize_block: ", codec::SpecText(spec), " is not compiled. ", kCompiled));
+  }
+}
+
 absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
   if (const absl::Status status = Check(params); !status.ok()) return status;
   const QuantizeVariant variant = FindVariant(params);
   if (variant.kernel == nullptr) {
-    return absl::UnimplementedError(absl::StrCat(
-        "quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ", params.head_dim,
-        ", bits ", params.max_bits, ", GK ", params.k_group_tokens, ", GV ",
-        params.v_group_channels,
-        " is not compiled. There are raw16 and int8 at head_dim 64, 96, 128, 256, and scalar with "
-        "bits 1, 2, 3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim"));
+    return absl::UnimplementedError(
+        absl::StrCat("quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ",
+                     params.head_dim, ", bits ", params.max_bits, ", GK ", params.k_group_tokens,
+                     ", GV ", params.v_group_channels, " is not compiled. ", kCompiled));
   }
   if (params.max_items == 0) return absl::OkStatus();
   const dim3 grid(params.kv_heads, params.max_items);

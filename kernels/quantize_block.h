@@ -13,8 +13,9 @@
 
 namespace kvferry::kernels {
 
-// Quantizes many pages of many layers in one launch: keys per channel over the block's tokens,
-// values per token over channels (KIVI, arXiv 2402.02750), byte for byte what kvcodec/cpu makes.
+// Quantizes many pages of many layers in one launch, byte for byte what kvcodec/cpu makes: keys per
+// channel over the block's tokens, values per token over channels (KIVI, arXiv 2402.02750), or both
+// per token.
 // Reads the values once and writes the finished blocks once, in wire order; their CRC32C comes from
 // the same pass.
 struct QuantizeParams {
@@ -27,7 +28,8 @@ struct QuantizeParams {
   codec::Raw16 type = codec::Raw16::kFp16;  // of k and v; of kRaw16 blocks too
   int k_group_tokens = 0;                   // GK and GV of kScalar
   int v_group_channels = 0;
-  int max_bits = 8;  // no item has more, for K or V: decides the shared memory of a CTA
+  codec::LutTable table{};  // of kLut
+  int max_bits = 8;  // of kScalar: no item has more, for K or V: decides the shared memory of a CTA
   std::uint64_t* first_fault = nullptr;  // device memory; see FaultKey. Only ever lowered
   // For the checksum, or null: [chunks] words in device memory, to which the residues of the pages
   // are added (XOR). The caller zeroes them before and gives them to FinishChunkCheck after.
@@ -35,6 +37,10 @@ struct QuantizeParams {
   const CheckTables* tables = nullptr;  // of this device, with residues
   unsigned blocks_ahead = 0;            // set by the launch: what a CTA fetches for a later one
 };
+
+// OK where LaunchQuantizeBlock has a kernel for blocks of this spec, else kUnimplemented with the
+// list of those that are compiled.
+absl::Status SupportsQuantize(const codec::BlockSpec& spec);
 
 // Asynchronous on `stream`; captured by CUDA graphs. The pages of a fault are unspecified; the
 // caller looks at *first_fault before it believes any page.

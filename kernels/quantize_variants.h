@@ -20,6 +20,9 @@ extern template QuantizeVariant FindScalarVariant<128>(codec::Raw16, int);
 extern template QuantizeVariant FindScalarVariant<256>(codec::Raw16, int);
 
 QuantizeVariant FindInt8Variant(codec::Raw16 type, int head_dim);
+QuantizeVariant FindFp8Variant(codec::Raw16 type, int head_dim);
+// Of all tables: the one of the launch is QuantizeParams::table.
+QuantizeVariant FindLutVariant(codec::Raw16 type, int head_dim);
 QuantizeVariant FindRaw16Variant(codec::Raw16 type, int head_dim);
 
 }  // namespace kvferry::kernels

@@ -56,6 +56,14 @@ Codec KiviG64(std::string name, int k_bits, int v_bits) {
   return codec;
 }
 
+// NQKV's rule (arXiv 2505.16210): no sinks and no window, whole blocks are quantized at once.
+Codec Nqkv(std::string name, LutTable table) {
+  Codec codec = Plain(std::move(name), BlockKind::kLut, Raw16::kFp16);
+  codec.table = table;
+  codec.window = {.sinks = 0, .recent = 0};
+  return codec;
+}
+
 struct Parameter {
   absl::string_view key;
   absl::string_view allowed;
@@ -77,7 +85,7 @@ absl::Status BadParameter(absl::string_view codec, absl::string_view key, absl::
 absl::Status ScalarOnly(const Codec& codec, absl::string_view key) {
   if (codec.kind == BlockKind::kScalar) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("codec ", codec.name, ": parameter ", key,
-                                                 " is for codecs with codes (kivi-*) only"));
+                                                 " is for codecs with groups (kivi-*) only"));
 }
 
 // "8/4" -> K 8 bits, V 4 bits.
@@ -188,13 +196,18 @@ class FieldHash {
 
 absl::Status BlockSpec::Validate() const {
   if (!format::IsHeadDim(head_dim)) return BadSpec("head_dim", head_dim, "64, 96, 128 or 256");
-  if (kind == BlockKind::kInt8) return absl::OkStatus();
+  if (kind == BlockKind::kInt8 || kind == BlockKind::kFp8) return absl::OkStatus();
   if (kind == BlockKind::kRaw16) {
     if (raw_type == Raw16::kFp16 || raw_type == Raw16::kBf16) return absl::OkStatus();
     return BadSpec("raw_type", static_cast<int>(raw_type), "1 (fp16) or 2 (bf16)");
   }
+  if (kind == BlockKind::kLut) {
+    if (FindLut(table) != nullptr) return absl::OkStatus();
+    return BadSpec("table", static_cast<int>(table), "1 (nf4), 2 (nf3), 3 (lm3) or 4 (lm2)");
+  }
   if (kind != BlockKind::kScalar) {
-    return BadSpec("kind", static_cast<int>(kind), "1 (raw16), 2 (scalar) or 3 (int8)");
+    return BadSpec("kind", static_cast<int>(kind),
+                   "1 (raw16), 2 (scalar), 3 (int8), 4 (fp8) or 5 (lut)");
   }
   if (!format::IsBits(k_bits)) return BadSpec("k_bits", k_bits, "1, 2, 3, 4 or 8");
   if (!format::IsBits(v_bits)) return BadSpec("v_bits", v_bits, "1, 2, 3, 4 or 8");
@@ -211,6 +224,10 @@ std::size_t BlockBytes(const BlockSpec& spec) {
       return format::Raw16Block(spec.head_dim).bytes;
     case BlockKind::kInt8:
       return format::Int8Block(spec.head_dim).bytes;
+    case BlockKind::kFp8:
+      return format::Fp8Block(spec.head_dim).bytes;
+    case BlockKind::kLut:
+      return format::LutBlock(spec.head_dim, FindLut(spec.table)->bits).bytes;
     case BlockKind::kScalar:
       break;
   }
@@ -224,6 +241,7 @@ absl::StatusOr<BlockSpec> Codec::ForLayer(int layer, int head_dim) const {
   spec.kind = kind;
   spec.head_dim = head_dim;
   if (kind == BlockKind::kRaw16) spec.raw_type = raw_type;
+  if (kind == BlockKind::kLut) spec.table = table;
   if (kind == BlockKind::kScalar) {
     const auto found = layers.find(layer);
     spec.k_bits = found == layers.end() ? k_bits : found->second.k_bits;
@@ -257,6 +275,7 @@ std::uint64_t Codec::Hash() const {
     hash.Add(static_cast<std::uint32_t>(bits.k_bits));
     hash.Add(static_cast<std::uint32_t>(bits.v_bits));
   }
+  if (kind == BlockKind::kLut) hash.Add(static_cast<std::uint32_t>(table));
   return hash.value();
 }
 
@@ -270,6 +289,11 @@ std::vector<Codec> RegisteredCodecs() {
   return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
           Plain("bf16", BlockKind::kRaw16, Raw16::kBf16),
           Plain("int8", BlockKind::kInt8, Raw16::kFp16),
+          Plain("fp8", BlockKind::kFp8, Raw16::kFp16),
+          Nqkv("nqkv-nf4", LutTable::kNf4),
+          Nqkv("nf3", LutTable::kNf3),
+          Nqkv("lm3", LutTable::kLm3),
+          Nqkv("lm2", LutTable::kLm2),
           Kivi("kivi-4", 4, 4),
           Kivi("kivi-2", 2, 2),
           Kivi("kivi-k4v2", 4, 2),

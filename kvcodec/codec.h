@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvcodec/kv_view.h"
+#include "kvcodec/lut.h"
 
 namespace kvferry::codec {
 
@@ -20,6 +21,8 @@ enum class BlockKind : std::uint8_t {
   kRaw16 = 1,   // 16-bit K and V as they left the model: the baseline codecs fp16 and bf16
   kScalar = 2,  // KVB: codes with one scale and min per group (KIVI, arXiv 2402.02750)
   kInt8 = 3,    // signed 8 bit, one scale per token and head: the int8 baseline
+  kFp8 = 4,     // E4M3, one scale per token and head: the fp8 baseline
+  kLut = 5,     // codes for levels of a table, one scale per token and head (NQKV, Lloyd-Max)
 };
 
 // Everything that decides the bytes of one block of one KV head. Valid only when Validate() says
@@ -32,6 +35,7 @@ struct BlockSpec {
   int v_bits = 0;
   int k_group_tokens = 0;    // GK: 32 or 64
   int v_group_channels = 0;  // GV: 32, 64 or 128, and a divisor of head_dim
+  LutTable table{};          // of kLut
 
   absl::Status Validate() const;
   bool operator==(const BlockSpec&) const = default;
@@ -71,6 +75,7 @@ struct Codec {
   int k_bits = 0, v_bits = 0;
   int k_group_tokens = 0;
   int v_group_channels = 0;  // clamped to head_dim where the head is smaller
+  LutTable table{};          // of kLut
   WindowSpec window;
   std::map<int, LayerOverride> layers;  // by layer index
 

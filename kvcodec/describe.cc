@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "kvcodec/code_io.h"
+#include "kvcodec/e4m3.h"
 #include "kvcodec/format.h"
 #include "kvcodec/half.h"
 
@@ -82,21 +83,39 @@ void DescribeScalar(std::span<const std::byte> block, const BlockSpec& spec,
   regions.push_back(Numbers("V mins", block, at.v_min, v_count, Raw16::kFp16));
 }
 
-void DescribeInt8(std::span<const std::byte> block, const BlockSpec& spec,
-                  std::vector<RegionDescription>& regions) {
-  const format::Int8Layout at = format::Int8Block(spec.head_dim);
+// int8 and fp8: value(byte) is what a code says.
+void DescribeBytes(std::span<const std::byte> block, const BlockSpec& spec,
+                   const format::TokenScaleLayout& at, double (*value)(std::byte),
+                   std::vector<RegionDescription>& regions) {
   const int side = kBlockTokens * spec.head_dim;
   const auto add = [&](const char* name, int offset) {
     RegionDescription region{
         name, static_cast<std::size_t>(offset), static_cast<std::size_t>(side), {}, {}, 0, 0};
-    region.values =
-        RangeOf(side, [&](int i) { return static_cast<std::int8_t>(block[offset + i]); });
+    region.values = RangeOf(side, [&](int i) { return value(block[offset + i]); });
+    for (int i = 0; i < side; ++i)
+      region.not_finite += std::isfinite(value(block[offset + i])) ? 0 : 1;
     regions.push_back(region);
   };
   add("K codes", at.k_codes);
   add("V codes", at.v_codes);
   regions.push_back(Numbers("K scales", block, at.k_scale, kBlockTokens, Raw16::kFp16));
   regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
+}
+
+void DescribeLut(std::span<const std::byte> block, const BlockSpec& spec,
+                 std::vector<RegionDescription>& regions) {
+  const int bits = FindLut(spec.table)->bits;
+  const format::TokenScaleLayout at = format::LutBlock(spec.head_dim, bits);
+  regions.push_back(Codes(false, block, at.k_codes, bits, spec.head_dim));
+  regions.push_back(Numbers("K scales", block, at.k_scale, kBlockTokens, Raw16::kFp16));
+  regions.push_back(Codes(true, block, at.v_codes, bits, spec.head_dim));
+  regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
+}
+
+double Int8Value(std::byte code) { return static_cast<std::int8_t>(code); }
+double Fp8Value(std::byte code) {
+  const auto bits = static_cast<std::uint8_t>(code);
+  return (bits & 0x7fu) == 0x7fu ? NAN : FloatFromE4m3(bits);
 }
 
 }  // namespace
@@ -108,6 +127,12 @@ std::string SpecText(const BlockSpec& spec) {
                           spec.head_dim);
     case BlockKind::kInt8:
       return absl::StrCat("int8, head_dim ", spec.head_dim);
+    case BlockKind::kFp8:
+      return absl::StrCat("fp8 E4M3, head_dim ", spec.head_dim);
+    case BlockKind::kLut: {
+      const Lut* lut = FindLut(spec.table);
+      return absl::StrCat("lut ", lut == nullptr ? "?" : lut->name, ", head_dim ", spec.head_dim);
+    }
     case BlockKind::kScalar:
       break;
   }
@@ -136,7 +161,13 @@ absl::StatusOr<BlockDescription> DescribeBlock(std::span<const std::byte> block,
           Numbers("V", block, format::Raw16Block(spec.head_dim).v, side, spec.raw_type));
       break;
     case BlockKind::kInt8:
-      DescribeInt8(block, spec, description.regions);
+      DescribeBytes(block, spec, format::Int8Block(spec.head_dim), Int8Value, description.regions);
+      break;
+    case BlockKind::kFp8:
+      DescribeBytes(block, spec, format::Fp8Block(spec.head_dim), Fp8Value, description.regions);
+      break;
+    case BlockKind::kLut:
+      DescribeLut(block, spec, description.regions);
       break;
     case BlockKind::kScalar:
       DescribeScalar(block, spec, description.regions);

@@ -23,7 +23,7 @@ struct RegionDescription {
   ValueRange values;        // of the codes or of the fp16 numbers
   std::vector<int> counts;  // of codes up to 4 bits: how often each occurs
   int zeros = 0;            // of scales: groups whose values are all equal
-  int not_finite = 0;       // of fp16 and bf16 numbers: what no quantizer writes
+  int not_finite = 0;       // of fp16, bf16 and fp8 numbers: what no quantizer writes
 };
 
 struct BlockDescription {

@@ -48,13 +48,26 @@ constexpr Raw16Layout Raw16Block(int head_dim) {
   return {0, kTokens * head_dim * 2, 2 * kTokens * head_dim * 2};
 }
 
-// kInt8: K codes [token][channel], V codes, then one fp16 scale per token for K and for V.
-struct Int8Layout {
+// Kinds with one fp16 scale per token for K and for V.
+struct TokenScaleLayout {
   int k_codes, v_codes, k_scale, v_scale, bytes;
 };
+
+// kInt8: K codes [token][channel], V codes, K scales [token], V scales.
+using Int8Layout = TokenScaleLayout;
 constexpr Int8Layout Int8Block(int head_dim) {
   const int side = kTokens * head_dim;
   return {0, side, 2 * side, 2 * side + 2 * kTokens, 2 * side + 4 * kTokens};
+}
+
+// kFp8: the same, with E4M3 numbers for codes.
+constexpr TokenScaleLayout Fp8Block(int head_dim) { return Int8Block(head_dim); }
+
+// kLut: K codes placed as those of KVB, K scales by KScalePosition, V codes, V scales by
+// VScalePosition.
+constexpr TokenScaleLayout LutBlock(int head_dim, int bits) {
+  const int side = CodeBytes(bits, head_dim), scales = 2 * kTokens;
+  return {0, side + scales, side, 2 * side + scales, 2 * (side + scales)};
 }
 
 // Where a code lives in its region, in 32-bit words. Bit i of the code is bit `shift + i` of
@@ -140,6 +153,9 @@ constexpr CodePlace VPlace(int bits, int head_dim, int token, int channel) {
 constexpr int KScaleIndex(int head_dim, int k_group_tokens, int token, int channel) {
   return token / k_group_tokens * head_dim + channel;
 }
+// Position of a token's K scale inside its 64, where it has one of its own: a lane of mma.sync
+// finds those of its rows g and g + 8 in all tiles side by side.
+constexpr int KScalePosition(int token) { return token % 8 * 8 + token / 8 % 2 * 4 + token / 16; }
 // Position of a token's V scale inside its 64: the lanes j = 0..3 of mma.sync find their own in a
 // row.
 constexpr int VScalePosition(int token) {
@@ -160,6 +176,10 @@ static_assert(ScalarBlock(128, 2, 2, 32, 32).bytes == 6144);
 static_assert(ScalarBlock(64, 4, 4, 64, 64).bytes == 4608);
 static_assert(ScalarBlock(96, 1, 1, 64, 32).bytes % kAlignBytes == 0);
 static_assert(Raw16Block(128).bytes == 32768);
+static_assert(Fp8Block(128).bytes == 16640 && Fp8Block(96).v_scale == 2 * 64 * 96 + 128);
+static_assert(LutBlock(128, 4).bytes == 8448 && LutBlock(64, 4).bytes == 4352);
+static_assert(LutBlock(128, 3).bytes == 6400 && LutBlock(128, 2).bytes == 4352);
+static_assert(LutBlock(96, 3).bytes % kAlignBytes == 0 && LutBlock(96, 3).v_codes == 2304 + 128);
 static_assert(Int8Block(128).bytes == 16640 && Int8Block(96).bytes % kAlignBytes == 0);
 // The register order of the kernels at head_dim 128: K [word][lane][tile], V [tile][lane][word].
 static_assert(KPlace(2, 128, 16 + 3 + 8, 32 + 8 + 5).word == 128 + (3 * 4 + 1) * 4 + 1 &&

@@ -2,7 +2,8 @@
 
 #include "kernels/attention_variants.h"
 #include "kernels/device/attention_kernel.cuh"
-#include "kernels/device/int8_codes.cuh"
+#include "kernels/device/byte_codes.cuh"
+#include "kernels/device/lut4_codes.cuh"
 #include "kernels/device/raw_codes.cuh"
 #include "kernels/device/scalar_codes.cuh"
 
@@ -51,7 +52,19 @@ AttentionVariant raw_variant() {
 }
 template <int kHeadDim>
 AttentionVariant int8_variant() {
-  return make_variant<Int8Codes<kHeadDim>>({.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim});
+  return make_variant<ByteCodes<kHeadDim, Int8Bytes>>(
+      {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim});
+}
+template <int kHeadDim>
+AttentionVariant fp8_variant() {
+  return make_variant<ByteCodes<kHeadDim, Fp8Bytes>>(
+      {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim});
+}
+template <int kHeadDim>
+AttentionVariant nf4_variant() {
+  constexpr codec::LutTable kTable = codec::LutTable::kNf4;
+  return make_variant<Lut4Codes<kHeadDim, kTable>>(
+      {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = kTable});
 }
 template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
 AttentionVariant scalar_variant() {

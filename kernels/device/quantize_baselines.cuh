@@ -1,10 +1,12 @@
 #pragma once
 
+#include <cuda_fp8.h>
+
 #include <cstdint>
 
 #include "kernels/device/quantize_kernel.cuh"
 
-// Blocks of kInt8 and kRaw16: the baselines that KVB is compared with.
+// Blocks of kInt8, kFp8 and kRaw16: the baselines that KVB is compared with.
 namespace kvferry::kernels {
 
 inline constexpr int kBaselineWarps = 8;
@@ -33,15 +35,27 @@ __device__ __forceinline__ float largest_of(const uint4& x) {
   return P::low(P::max(top, top >> 16 | top << 16));
 }
 
-__device__ __forceinline__ std::uint32_t int8_code(float value, float inverse) {
-  const float scaled = fminf(fmaxf(__fmul_rn(value, inverse), -127.0f), 127.0f);
-  return __float_as_uint(__fadd_rn(scaled, kRounder)) & 0xffu;
-}
+// Kinds with a byte per code: what the largest code is worth, and the code of value / scale.
+struct Int8Maker {
+  static constexpr float kLargest = 127.0f;
+  static __device__ __forceinline__ std::uint32_t code(float scaled) {
+    const float clamped = fminf(fmaxf(scaled, -kLargest), kLargest);
+    return __float_as_uint(__fadd_rn(clamped, kRounder)) & 0xffu;
+  }
+};
+struct Fp8Maker {
+  static constexpr float kLargest = 448.0f;
+  // A zero has no sign.
+  static __device__ __forceinline__ std::uint32_t code(float scaled) {
+    const std::uint32_t code = __nv_cvt_float_to_fp8(scaled, __NV_SATFINITE, __NV_E4M3);
+    return (code & 0x7fu) == 0 ? 0 : code;
+  }
+};
 
 // A row of a token is shared by kLanes lanes with 8 channels each.
-template <codec::Raw16 kType, int kHeadDim>
-__device__ __forceinline__ void quantize_int8_side(const Rows& rows, const FaultSink& faults,
-                                                   std::byte* codes, std::uint16_t* scales) {
+template <class Maker, codec::Raw16 kType, int kHeadDim>
+__device__ __forceinline__ void quantize_bytes_side(const Rows& rows, const FaultSink& faults,
+                                                    std::byte* codes, std::uint16_t* scales) {
   using P = Pair<kType>;
   constexpr int kLanes = kHeadDim == 256 ? 32 : kHeadDim == 64 ? 8 : 16;
   constexpr int kStep = kBaselineThreads / kLanes;
@@ -60,7 +74,8 @@ __device__ __forceinline__ void quantize_int8_side(const Rows& rows, const Fault
     for (int step = 1; step < kLanes; step *= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
     }
-    const std::uint16_t scale = __half_as_ushort(__float2half_rn(__fdiv_rn(largest, 127.0f)));
+    const std::uint16_t scale =
+        __half_as_ushort(__float2half_rn(__fdiv_rn(largest, Maker::kLargest)));
     if (at == 0) {
       scales[token] = scale;
       if (!half_is_finite(scale)) faults.scale(token, 0);
@@ -72,25 +87,25 @@ __device__ __forceinline__ void quantize_int8_side(const Rows& rows, const Fault
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       const float value = c % 2 == 0 ? P::low(pairs[c / 2]) : P::high(pairs[c / 2]);
-      words[c / 4] |= int8_code(value, inverse) << (8 * (c % 4));
+      words[c / 4] |= Maker::code(__fmul_rn(value, inverse)) << (8 * (c % 4));
     }
     *reinterpret_cast<uint2*>(codes + token * kHeadDim + channel) = make_uint2(words[0], words[1]);
   }
 }
 
-template <codec::Raw16 kType, int kHeadDim>
+template <class Maker, codec::Raw16 kType, int kHeadDim>
 __global__ void __launch_bounds__(kBaselineThreads)
-    quantize_int8_kernel(const __grid_constant__ QuantizeParams params) {
+    quantize_bytes_kernel(const __grid_constant__ QuantizeParams params) {
   BlockTask task;
   if (!load_task(params, task)) return;
-  constexpr format::Int8Layout kAt = format::Int8Block(kHeadDim);
+  constexpr format::TokenScaleLayout kAt = format::Int8Block(kHeadDim);
   auto* block = reinterpret_cast<std::byte*>(block_memory);
-  quantize_int8_side<kType, kHeadDim>(task.rows(false), task.faults(params, false),
-                                      block + kAt.k_codes,
-                                      reinterpret_cast<std::uint16_t*>(block + kAt.k_scale));
-  quantize_int8_side<kType, kHeadDim>(task.rows(true), task.faults(params, true),
-                                      block + kAt.v_codes,
-                                      reinterpret_cast<std::uint16_t*>(block + kAt.v_scale));
+  quantize_bytes_side<Maker, kType, kHeadDim>(
+      task.rows(false), task.faults(params, false), block + kAt.k_codes,
+      reinterpret_cast<std::uint16_t*>(block + kAt.k_scale));
+  quantize_bytes_side<Maker, kType, kHeadDim>(
+      task.rows(true), task.faults(params, true), block + kAt.v_codes,
+      reinterpret_cast<std::uint16_t*>(block + kAt.v_scale));
   __syncthreads();
   task.template write<kBaselineWarps>(params, kAt.bytes, [&](int offset) {
     return *reinterpret_cast<const uint4*>(block + offset);

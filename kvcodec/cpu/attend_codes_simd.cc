@@ -181,11 +181,8 @@ namespace kvferry::codec::cpu {
 
 HWY_EXPORT(AttendScalarBlocks);
 
-void AttendBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
-                      const SoftmaxState& state) {
-  if (spec.kind != BlockKind::kScalar) {
-    return AttendPlainBlocksSimd(blocks, spec, group, state);
-  }
+void AttendScalarBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec,
+                            const QueryGroup& group, const SoftmaxState& state) {
   HWY_DYNAMIC_DISPATCH(AttendScalarBlocks)(blocks, spec, group, state);
 }
 

@@ -17,7 +17,8 @@
 #include "kvcodec/cpu/softmax-inl.h"
 // clang-format on
 
-// Attention over values that stand in token order: 16-bit tokens and int8 blocks.
+// Attention over values that stand in token order: 16-bit tokens, raw16, int8 and fp8
+// blocks.
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
 
@@ -162,23 +163,34 @@ void AttendRaw(const HeadRows& rows, int tokens, const QueryGroup& group,
   }
 }
 
-void AttendPlainBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
-                       const SoftmaxState& state) {
-  const format::Raw16Layout raw = format::Raw16Block(spec.head_dim);
-  const format::Int8Layout int8 = format::Int8Block(spec.head_dim);
+// Blocks of byte codes, one scale per token.
+template <class Source, class Code>
+void AttendByteBlocks(const HeadBlocks& blocks, const format::TokenScaleLayout& at,
+                      const QueryGroup& group, const SoftmaxState& state) {
   for (std::size_t i = 0; i < blocks.count; ++i) {
     const std::byte* block = blocks.pages[i] + blocks.head_offset;
-    if (spec.kind == BlockKind::kInt8) {
-      const Int8Source k = {reinterpret_cast<const std::int8_t*>(block + int8.k_codes)};
-      const Int8Source v = {reinterpret_cast<const std::int8_t*>(block + int8.v_codes)};
-      AttendAllHeads(k, v, spec.head_dim, kBlockTokens, block + int8.k_scale, block + int8.v_scale,
-                     group, state);
-    } else {
-      const HeadRows rows = {reinterpret_cast<const std::uint16_t*>(block + raw.k),
-                             reinterpret_cast<const std::uint16_t*>(block + raw.v), spec.head_dim,
-                             spec.raw_type};
-      AttendRaw(rows, kBlockTokens, group, state);
-    }
+    const Source k = {reinterpret_cast<const Code*>(block + at.k_codes)};
+    const Source v = {reinterpret_cast<const Code*>(block + at.v_codes)};
+    AttendAllHeads(k, v, group.head_dim, kBlockTokens, block + at.k_scale, block + at.v_scale,
+                   group, state);
+  }
+}
+
+void AttendPlainBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                       const SoftmaxState& state) {
+  const int d = spec.head_dim;
+  if (spec.kind == BlockKind::kInt8) {
+    return AttendByteBlocks<Int8Source, std::int8_t>(blocks, format::Int8Block(d), group, state);
+  }
+  if (spec.kind == BlockKind::kFp8) {
+    return AttendByteBlocks<Fp8Source, std::uint8_t>(blocks, format::Fp8Block(d), group, state);
+  }
+  const format::Raw16Layout at = format::Raw16Block(d);
+  for (std::size_t i = 0; i < blocks.count; ++i) {
+    const std::byte* block = blocks.pages[i] + blocks.head_offset;
+    const HeadRows rows = {reinterpret_cast<const std::uint16_t*>(block + at.k),
+                           reinterpret_cast<const std::uint16_t*>(block + at.v), d, spec.raw_type};
+    AttendRaw(rows, kBlockTokens, group, state);
   }
 }
 

@@ -6,6 +6,7 @@
 #define KVFERRY_KVCODEC_CPU_CODE_LINES_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -68,6 +69,15 @@ struct Shape {
   std::size_t stream_bytes() const { return std::size_t{8} * head_dim; }
 };
 
+template <int kShift>
+HWY_INLINE VI Right(VI word) {
+  if constexpr (kShift == 0) {
+    return word;
+  } else {
+    return hn::BitCast(DI(), hn::ShiftRight<kShift>(hn::BitCast(DU(), word)));
+  }
+}
+
 // The words of one part of a line: one vector, three at 3 bits.
 template <int kBits>
 struct Line {
@@ -104,16 +114,6 @@ struct Line {
       return hn::BitCast(d16, hn::And(Right<kShift>(x[kWord]), hn::Set(di, 7 * kOnes)));
     }
   }
-
- private:
-  template <int kShift>
-  static HWY_INLINE VI Right(VI word) {
-    if constexpr (kShift == 0) {
-      return word;
-    } else {
-      return hn::BitCast(DI(), hn::ShiftRight<kShift>(hn::BitCast(DU(), word)));
-    }
-  }
 };
 
 // sum + a0 * b0 + a1 * b1 in every 32-bit lane.
@@ -133,7 +133,7 @@ HWY_INLINE VI AddPairs(hn::VFromD<D16> a, hn::VFromD<D16> b, VI sum) {
 
 // Sum over the lanes j, 16 bytes each: one value per slot.
 template <class D>
-HWY_INLINE V4 SumLanes(D, hn::VFromD<D> v) {
+HWY_INLINE hn::VFromD<hn::CappedTag<hn::TFromD<D>, 4>> SumLanes(D, hn::VFromD<D> v) {
   if constexpr (hn::MaxLanes(D()) == 4) {
     return v;
   } else {
@@ -142,7 +142,7 @@ HWY_INLINE V4 SumLanes(D, hn::VFromD<D> v) {
   }
 }
 
-using V8 = hn::VFromD<hn::CappedTag<std::int32_t, 8> >;
+using V8 = hn::VFromD<hn::CappedTag<std::int32_t, 8>>;
 HWY_INLINE V8 SumHalves(V8 a, V8 b) {
   return hn::Add(V8{_mm256_permute2x128_si256(a.raw, b.raw, 0x20)},
                  V8{_mm256_permute2x128_si256(a.raw, b.raw, 0x31)});
@@ -184,6 +184,15 @@ HWY_INLINE void Unroll(Fn fn) {
     fn(std::integral_constant<int, kBegin>());
     Unroll<kBegin + 1, kEnd>(fn);
   }
+}
+
+// As many fields at once as the registers hold.
+template <int kBits, int kHeads>
+constexpr int FieldsAtOnce() {
+  constexpr int kRegisters = kParts == 1 ? 16 : 8;
+  int fields = std::min(4, Shape<kBits>::kFields);
+  while (fields > 1 && fields * kHeads > kRegisters) fields /= 2;
+  return fields;
 }
 
 // What one block and one batch of heads need between the steps.

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kvcodec/half.h"
+#include "kvcodec/lut.h"
 
 // The quantizer of docs/format.md on one group, in fp32 with every operation rounded on its own.
 namespace kvferry::codec::cpu {
@@ -35,25 +36,39 @@ inline std::uint8_t MakeCode(float value, const GroupScale& group, float levels)
   return static_cast<std::uint8_t>(code < 0.0f ? 0.0f : code > levels ? levels : code);
 }
 
-// int8 blocks: symmetric, one scale per token.
-struct Int8Scale {
-  std::uint16_t scale = 0;
-  float inverse = 0;
-  bool fits = false;
+// Blocks with one scale per token: it is what a code of one is worth.
+struct TokenScale {
+  std::uint16_t scale = 0;  // fp16, never negative
+  float inverse = 0;        // 0 when the scale is 0
+  bool fits = false;        // false: outside fp16
 };
 
-inline Int8Scale MakeInt8Scale(float largest) {
-  Int8Scale token;
-  token.scale = HalfFromFloat(largest / 127.0f);
+inline TokenScale MakeTokenScale(float unit) {
+  TokenScale token;
+  token.scale = HalfFromFloat(unit);
   if (!HalfIsFinite(token.scale)) return token;
   token.inverse = token.scale == 0 ? 0.0f : 1.0f / FloatFromHalf(token.scale);
   token.fits = true;
   return token;
 }
 
-inline std::int8_t MakeInt8Code(float value, const Int8Scale& token) {
-  const float code = std::nearbyint(value * token.inverse);
+inline std::int8_t MakeInt8Code(float scaled) {
+  const float code = std::nearbyint(scaled);
   return static_cast<std::int8_t>(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);
+}
+
+// Root mean square of `count` values. sums: of the squares, channel c in sums[c % 8] in the order
+// of channels.
+inline float RmsOf(const float (&sums)[8], int count) {
+  const float even = (sums[0] + sums[4]) + (sums[2] + sums[6]);
+  const float odd = (sums[1] + sums[5]) + (sums[3] + sums[7]);
+  return std::sqrt((even + odd) / static_cast<float>(count));
+}
+
+inline std::uint32_t MakeLutCode(float scaled, const Lut& lut) {
+  std::uint32_t code = 0;
+  for (int i = 0; i + 1 < lut.count(); ++i) code += scaled > lut.middle(i) ? 1 : 0;
+  return code;
 }
 
 }  // namespace kvferry::codec::cpu

@@ -42,6 +42,19 @@ struct Workspace {
   HWY_ALIGN float min[8 * kBlockTokens], inverse[8 * kBlockTokens];
 };
 
+// Codes of four tokens and eight channels as bytes: in each 16, four channels of each token.
+// Negative codes become 0.
+HWY_INLINE hn::Vec256<std::uint8_t> JoinCodes(const hn::VFromD<DI> (&codes)[4]) {
+  const __m256i low = _mm256_packs_epi32(codes[0].raw, codes[1].raw);
+  const __m256i high = _mm256_packs_epi32(codes[2].raw, codes[3].raw);
+  return hn::Vec256<std::uint8_t>{_mm256_packus_epi16(low, high)};
+}
+HWY_INLINE void StoreUnits(hn::Vec256<std::uint8_t> codes, std::uint32_t* units) {
+  _mm_store_si128(reinterpret_cast<__m128i*>(units), _mm256_castsi256_si128(codes.raw));
+  _mm_store_si128(reinterpret_cast<__m128i*>(units + kBlockTokens),
+                  _mm256_extracti128_si256(codes.raw, 1));
+}
+
 // How the words of `bits` are grouped: bits 1 and 3 share one order, 3 bits in three streams.
 template <int kBits>
 struct Words {
@@ -216,7 +229,8 @@ void PackV(const Workspace& work, int head_dim, std::byte* region) {
 }
 
 // The last group of 32 channels where their number is odd (head_dim 96 at 1 and 3 bits).
-void PackOddGroup(const Workspace& work, bool is_v, int bits, int head_dim, std::byte* region) {
+inline void PackOddGroup(const Workspace& work, bool is_v, int bits, int head_dim,
+                         std::byte* region) {
   const int streams = bits == 3 ? 3 : 1;
   for (int m = 0; m < streams; ++m) {
     const int half_plane = m * 2 * head_dim + head_dim / 64 * format::kPlaneWords;
@@ -245,7 +259,7 @@ void Pack(const Workspace& work, bool is_v, int head_dim, std::byte* region) {
   }
 }
 
-void PackBits(const Workspace& work, bool is_v, int bits, int head_dim, std::byte* region) {
+inline void PackBits(const Workspace& work, bool is_v, int bits, int head_dim, std::byte* region) {
   switch (bits) {
     case 1:
       return Pack<1>(work, is_v, head_dim, region);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kvcodec/codec.h"
 #include "kvcodec/cpu/simd_targets.h"
 #include "kvcodec/kv_view.h"
 
@@ -60,6 +61,38 @@ struct Int8Source {
     return hn::ConvertTo(df, hn::PromoteTo(d32, hn::LoadU(d8, values + index)));
   }
 };
+
+// E4M3 numbers: as fp16 with the exponent of its bias, which is 8 less than its own.
+struct Fp8Source {
+  const std::uint8_t* values;
+
+  template <class D>
+  HWY_INLINE hn::VFromD<D> Load(D df, std::int64_t index) const {
+    const hn::Rebind<std::uint8_t, D> d8;
+    const hn::Rebind<std::uint16_t, D> d16;
+    const auto code = hn::PromoteTo(d16, hn::LoadU(d8, values + index));
+    const auto sign = hn::ShiftLeft<8>(hn::And(code, hn::Set(d16, 0x80)));
+    const auto rest = hn::ShiftLeft<7>(hn::And(code, hn::Set(d16, 0x7f)));
+    const auto half = hn::BitCast(hn::Rebind<hwy::float16_t, D>(), hn::Or(sign, rest));
+    return hn::Mul(hn::PromoteTo(df, half), hn::Set(df, 256.0f));
+  }
+};
+
+// Whether all values of one side of a block are finite.
+template <Raw16 kType>
+HWY_INLINE bool AllFinite(const std::uint16_t* values, std::int64_t stride, int head_dim) {
+  const hn::CappedTag<std::uint16_t, 16> d16;
+  const auto magnitude = hn::Set(d16, 0x7fff);
+  auto largest = hn::Zero(d16);
+  for (int token = 0; token < kBlockTokens; ++token) {
+    for (int channel = 0; channel < head_dim; channel += 16) {
+      const auto bits = hn::LoadU(d16, values + token * stride + channel);
+      largest = hn::Max(largest, hn::And(bits, magnitude));
+    }
+  }
+  const auto infinity = hn::Set(d16, kType == Raw16::kFp16 ? 0x7c00 : 0x7f80);
+  return hn::AllFalse(d16, hn::Eq(hn::Max(largest, infinity), largest));
+}
 
 }  // namespace kvferry::codec::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,41 @@ absl::Status ForceSimdTarget(std::string_view target) {
 }
 
 namespace cpu {
+
+namespace {
+
+// What SIMD knows about each kind of block. A kind without SIMD code would stand here with the
+// functions of ReferenceOps().
+struct SimdKind {
+  bool (*quantize)(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
+  void (*attend)(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                 const SoftmaxState& state);
+};
+
+SimdKind SimdOf(BlockKind kind) {
+  switch (kind) {
+    case BlockKind::kRaw16:
+    case BlockKind::kInt8:
+    case BlockKind::kFp8:
+      return {QuantizePlainSimd, AttendPlainBlocksSimd};
+    case BlockKind::kScalar:
+      return {QuantizeScalarSimd, AttendScalarBlocksSimd};
+    case BlockKind::kLut:
+      return {QuantizeLutSimd, AttendLutBlocksSimd};
+  }
+  std::abort();  // every caller has validated its spec
+}
+
+bool QuantizeSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
+  return SimdOf(spec.kind).quantize(rows, spec, block);
+}
+
+void AttendBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                      const SoftmaxState& state) {
+  SimdOf(spec.kind).attend(blocks, spec, group, state);
+}
+
+}  // namespace
 
 const Ops& SimdOps() {
   static constexpr Ops kOps = {[]() -> const char* {

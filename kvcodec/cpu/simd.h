@@ -6,14 +6,22 @@
 // the scalar reference.
 namespace kvferry::codec::cpu {
 
-bool QuantizeSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
 void AttendRawSimd(const HeadRows& rows, int tokens, const QueryGroup& group,
                    const SoftmaxState& state);
-// Of kRaw16 and kInt8 blocks.
+
+// Blocks whose values stand in token order: kRaw16, kInt8, kFp8.
+bool QuantizePlainSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
 void AttendPlainBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
                            const SoftmaxState& state);
-// Of all kinds.
-void AttendBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
-                      const SoftmaxState& state);
+
+// kScalar blocks.
+bool QuantizeScalarSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
+void AttendScalarBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec,
+                            const QueryGroup& group, const SoftmaxState& state);
+
+// kLut blocks.
+bool QuantizeLutSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
+void AttendLutBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                         const SoftmaxState& state);
 
 }  // namespace kvferry::codec::cpu

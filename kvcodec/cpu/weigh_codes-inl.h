@@ -208,15 +208,6 @@ HWY_INLINE void AddColumn(const std::byte* line_begin, std::size_t part_bytes, i
   }
 }
 
-// As many fields at once as the registers hold.
-template <int kBits, int kHeads>
-constexpr int FieldsAtOnce() {
-  constexpr int kRegisters = kParts == 1 ? 16 : 8;
-  int fields = std::min(4, Shape<kBits>::kFields);
-  while (fields > 1 && fields * kHeads > kRegisters) fields /= 2;
-  return fields;
-}
-
 template <int kBits, int kHeads>
 void AddCodes(const std::byte* codes, const Shape<kBits>& shape, const Classes& classes, Work& work,
               BatchState& state, BlockAhead& ahead) {

@@ -63,6 +63,12 @@ class CacheStoreTest : public ::testing::Test {
     }
   }
 
+  // Whether the memory under test has blocks of this codec: not every kind has GPU kernels.
+  bool Has(const char* codec) {
+    const absl::StatusOr<codec::BlockSpec> spec = TestCodec(codec).ForLayer(0, kGeometry.head_dim);
+    return spec.ok() && machine.memory().Supports(*spec).ok();
+  }
+
   void StartStore(const char* codec) {
     store.reset();
     store = CacheStore::Create({.codec = TestCodec(codec),

@@ -28,7 +28,8 @@ void ExpectAdopted(TransferPair& pair, int tokens = kTokens) {
 }
 
 TEST(Transfer, AdoptsExactlyWhatWasQuantized) {
-  for (const char* codec : {"kivi-4-g64", "kivi-2", "fp16", "int8", "kivi-4-g64:layer.1=2/8"}) {
+  for (const char* codec : {"kivi-4-g64", "kivi-2", "fp16", "int8", "fp8", "nqkv-nf4", "lm3",
+                            "kivi-4-g64:layer.1=2/8"}) {
     SCOPED_TRACE(codec);
     TransferPair pair({.codec = codec});
     for (int tokens : {1, 4, 5, 132, 133, 450}) ExpectAdopted(pair, tokens);

@@ -284,10 +284,14 @@ TEST_F(DecodeAttentionTest, LengthsAroundEveryBoundary) {
   }
 }
 
-TEST_F(DecodeAttentionTest, BaselineKinds) {
-  for (const codec::BlockKind kind : {codec::BlockKind::kRaw16, codec::BlockKind::kInt8}) {
+TEST_F(DecodeAttentionTest, KindsWithoutGroups) {
+  for (BlockSpec spec :
+       {BlockSpec{.kind = codec::BlockKind::kRaw16}, BlockSpec{.kind = codec::BlockKind::kInt8},
+        BlockSpec{.kind = codec::BlockKind::kFp8},
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kNf4}}) {
+    spec.head_dim = 128;
     for (const float v_times : {1.0f, 1e-2f, 300.0f}) {
-      ExpectIsAttention({.spec = {.kind = kind, .head_dim = 128},
+      ExpectIsAttention({.spec = spec,
                          .q_heads = 8,
                          .kv_heads = 2,
                          .tokens = {1, 5000, 300, 64},
@@ -354,7 +358,15 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   const absl::Status missing = DecodeAttention::Create(ConfigOf(batch)).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(missing.message()),
-              testing::HasSubstr("head_dim 128: 16 bit int8 K2V2-GK64-GV128"));
+              testing::HasSubstr("head_dim 128: 16 bit int8 fp8 nf4 K2V2-GK64-GV128"));
+  const absl::Status lm3 =
+      DecodeAttention::Create(ConfigOf({.spec = {.kind = codec::BlockKind::kLut,
+                                                 .head_dim = 128,
+                                                 .table = codec::LutTable::kLm3},
+                                        .tokens = {1}}))
+          .status();
+  EXPECT_EQ(lm3.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(lm3.message()), testing::HasSubstr("head_dim 128 is not compiled"));
   AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
   config.q_heads = 17;
   EXPECT_EQ(DecodeAttention::Create(config).status().code(), absl::StatusCode::kInvalidArgument);

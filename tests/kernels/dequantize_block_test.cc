@@ -24,6 +24,10 @@ TEST_F(DequantizeBlockTest, ValuesAreThoseOfTheCpu) {
       ScalarSpec(128, 4, 3, 32, 64),
       ScalarSpec(256, 3, 4, 64, 128),
       {.kind = BlockKind::kInt8, .head_dim = 96},
+      {.kind = BlockKind::kFp8, .head_dim = 64},
+      {.kind = BlockKind::kLut, .head_dim = 128, .table = codec::LutTable::kNf4},
+      {.kind = BlockKind::kLut, .head_dim = 96, .table = codec::LutTable::kLm3},
+      {.kind = BlockKind::kLut, .head_dim = 256, .table = codec::LutTable::kLm2},
       {.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}};
   for (const BlockSpec& spec : specs) {
     const int d = spec.head_dim;

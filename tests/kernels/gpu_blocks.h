@@ -63,6 +63,7 @@ class GpuBlocksTest : public GpuTest {
             .type = type,
             .k_group_tokens = spec.k_group_tokens,
             .v_group_channels = spec.v_group_channels,
+            .table = spec.table,
             .max_bits =
                 spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8};
   }

@@ -6,6 +6,7 @@
 #include "common/crc32c.h"
 #include "gmock/gmock.h"
 #include "kvcodec/format.h"
+#include "kvcodec/lut.h"
 #include "tests/kernels/gpu_blocks.h"
 #include "tests/kvcodec/golden_cases.h"
 
@@ -24,6 +25,14 @@ using codec::ScalarSpec;
 using codec::SpecName;
 using codec::ToRaw16;
 using testing::HasSubstr;
+
+std::vector<BlockSpec> LutSpecs(int head_dim) {
+  std::vector<BlockSpec> specs;
+  for (const codec::Lut& lut : codec::kLuts) {
+    specs.push_back({.kind = BlockKind::kLut, .head_dim = head_dim, .table = lut.table});
+  }
+  return specs;
+}
 
 class QuantizeBlockTest : public GpuBlocksTest {
  protected:
@@ -74,12 +83,15 @@ TEST_F(QuantizeBlockTest, KAndVBitsAreIndependent) {
   }
 }
 
-TEST_F(QuantizeBlockTest, BaselineKinds) {
+TEST_F(QuantizeBlockTest, KindsWithAScalePerToken) {
   for (const int head_dim : {64, 96, 128, 256}) {
     for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
       const KvSample kv = MakeKv(3, kBlockTokens, head_dim, type, 5);
-      for (const BlockKind kind : {BlockKind::kInt8, BlockKind::kRaw16}) {
-        const BlockSpec spec = {.kind = kind, .raw_type = type, .head_dim = head_dim};
+      std::vector<BlockSpec> specs = LutSpecs(head_dim);
+      for (const BlockKind kind : {BlockKind::kInt8, BlockKind::kFp8, BlockKind::kRaw16}) {
+        specs.push_back({.kind = kind, .raw_type = type, .head_dim = head_dim});
+      }
+      for (const BlockSpec& spec : specs) {
         ExpectCpuBytes(kv, spec, SpecName(spec));
         if (HasFatalFailure()) return;
       }
@@ -103,6 +115,8 @@ TEST_F(QuantizeBlockTest, AwkwardValues) {
   for (const int bits : {1, 2, 3, 4, 8}) {
     std::vector<BlockSpec> specs = AllScalarSpecs(bits, bits);
     specs.push_back({.kind = BlockKind::kInt8, .head_dim = 96});
+    specs.push_back({.kind = BlockKind::kFp8, .head_dim = 64});
+    for (const BlockSpec& spec : LutSpecs(bits % 2 == 0 ? 96 : 128)) specs.push_back(spec);
     for (const BlockSpec& spec : specs) {
       for (std::size_t source = 0; source < sources.size(); ++source) {
         const Raw16 type = (source + bits) % 2 == 0 ? Raw16::kFp16 : Raw16::kBf16;
@@ -190,6 +204,7 @@ TEST_F(QuantizeBlockTest, WhatCannotBeStoredIsNamedAsOnTheCpu) {
     for (const BlockSpec& spec :
          {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
           BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
+          BlockSpec{.kind = BlockKind::kFp8, .head_dim = 128}, LutSpecs(128)[0],
           BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
       if (!bad.IsRefusedBy(spec.kind)) continue;
       const Made made = Quantize(kv.view, kv.k, kv.v, spec);
@@ -224,6 +239,10 @@ TEST_F(QuantizeBlockTest, WhatIsNotCompiledOrWrongIsRefused) {
   const absl::Status status = LaunchQuantizeBlock(other, stream());
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(status.message()), HasSubstr("head_dim 64, 96, 128, 256"));
+  other = params;
+  other.kind = BlockKind::kLut;  // without a table
+  EXPECT_EQ(LaunchQuantizeBlock(other, stream()).code(), absl::StatusCode::kUnimplemented);
+  EXPECT_TRUE(SupportsQuantize(ScalarSpec(128, 2, 2, 64, 128)).ok());
   other = params;
   other.v_group_channels = 16;
   EXPECT_EQ(LaunchQuantizeBlock(other, stream()).code(), absl::StatusCode::kUnimplemented);

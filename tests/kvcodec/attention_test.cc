@@ -112,11 +112,12 @@ void ExpectExact(const std::vector<float>& out, const Call& call,
 }
 
 constexpr double kBound = 2e-3;
+constexpr double kLutBound = 1e-5;  // levels and products are fp32
 
 class AttentionTest : public testing::TestWithParam<std::string> {
  protected:
   void Check(const BlockSpec& spec, int q_heads, int kv_heads, const std::vector<Shape>& shapes,
-             float q_size = 1) {
+             float q_size = 1, double bound = kBound) {
     std::vector<Sequence> sequences;
     std::vector<const Sequence*> pointers;
     for (std::size_t i = 0; i < shapes.size(); ++i) {
@@ -125,7 +126,7 @@ class AttentionTest : public testing::TestWithParam<std::string> {
     }
     for (const Sequence& sequence : sequences) pointers.push_back(&sequence);
     const Call call = MakeCall(spec, q_heads, kv_heads, pointers, q_size);
-    ExpectExact(Attend(*backend_, call), call, pointers, kBound, SpecName(spec));
+    ExpectExact(Attend(*backend_, call), call, pointers, bound, SpecName(spec));
   }
 
   std::unique_ptr<Backend> backend_ = MakeNamedBackend(GetParam());
@@ -138,7 +139,11 @@ TEST_P(AttentionTest, EveryBlockKindAndShape) {
     for (const BlockSpec& spec : AllScalarSpecs(bits, bits)) Check(spec, 3, 1, {{4, 2, 70}});
   }
   for (const int head_dim : {64, 96, 128, 256}) {
-    Check({.kind = BlockKind::kInt8, .head_dim = head_dim}, 4, 2, {{4, 3, 65}});
+    for (const Lut& lut : kLuts)
+      Check(LutSpec(lut.table, head_dim), 3, 1, {{4, 3, 65}}, 1, kLutBound);
+    for (const BlockKind kind : {BlockKind::kInt8, BlockKind::kFp8}) {
+      Check({.kind = kind, .head_dim = head_dim}, 4, 2, {{4, 3, 65}});
+    }
     for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
       Check({.kind = BlockKind::kRaw16, .raw_type = type, .head_dim = head_dim}, 4, 2,
             {{4, 3, 65}});
@@ -150,6 +155,10 @@ TEST_P(AttentionTest, EveryGroupSize) {
   for (const int group : {1, 2, 3, 4, 5, 7, 8, 16}) {
     Check(ScalarSpec(128, 4, 2, 64, 128), 2 * group, 2, {{4, 2, 64}});
     Check({.kind = BlockKind::kInt8, .head_dim = 64}, 2 * group, 2, {{4, 2, 64}});
+    Check({.kind = BlockKind::kFp8, .head_dim = 64}, 2 * group, 2, {{4, 2, 64}});
+    for (const Lut& lut : kLuts) {
+      Check(LutSpec(lut.table, 128), 2 * group, 2, {{4, 2, 64}}, 1, kLutBound);
+    }
   }
 }
 
@@ -163,11 +172,13 @@ TEST_P(AttentionTest, EveryLength) {
   shapes.push_back({0, 1, 0});
   shapes.push_back({1, 0, 0});
   Check(spec, 9, 3, shapes);
+  Check(LutSpec(LutTable::kNf4, 64), 9, 3, shapes, 1, kLutBound);
 }
 
 TEST_P(AttentionTest, SharpSoftmax) {
   for (const int bits : {2, 4, 8})
     Check(ScalarSpec(128, bits, bits, 64, 128), 4, 1, {{4, 20, 64}}, 3);
+  for (const Lut& lut : kLuts) Check(LutSpec(lut.table, 96), 4, 1, {{4, 20, 64}}, 3, 1e-4);
 }
 
 TEST_P(AttentionTest, RepeatsToTheBit) {

@@ -56,6 +56,13 @@ TEST(CodecTest, BitsPerValueCountScales) {
   EXPECT_DOUBLE_EQ(FindCodec("kivi-4")->BitsPerValue(64), 5.0);
   EXPECT_DOUBLE_EQ(FindCodec("fp16")->BitsPerValue(64), 16.0);
   EXPECT_DOUBLE_EQ(FindCodec("int8")->BitsPerValue(64), 8.25);
+  EXPECT_DOUBLE_EQ(FindCodec("fp8")->BitsPerValue(128), 8.125);
+  EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(64), 4.25);
+  EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(128), 4.125);
+  EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(256), 4.0625);  // the paper's blocks of 256
+  EXPECT_DOUBLE_EQ(FindCodec("nf3")->BitsPerValue(128), 3.125);
+  EXPECT_DOUBLE_EQ(FindCodec("lm3")->BitsPerValue(128), 3.125);
+  EXPECT_DOUBLE_EQ(FindCodec("lm2")->BitsPerValue(128), 2.125);
 }
 
 TEST(CodecTest, ParametersChangeTheCodecAndItsHash) {
@@ -75,6 +82,17 @@ TEST(CodecTest, ParametersChangeTheCodecAndItsHash) {
     hashes.insert(FindCodec(name)->Hash());
   }
   EXPECT_EQ(hashes.size(), 10u);
+}
+
+TEST(CodecTest, NqkvKeepsNothingIn16BitsUnlessAsked) {
+  for (const char* name : {"nqkv-nf4", "nf3", "lm3", "lm2"}) {
+    EXPECT_EQ(FindCodec(name)->window, (WindowSpec{0, 0})) << name;
+  }
+  const Codec codec = FindCodec("lm3:sinks=4,recent=64,raw=bf16").value();
+  EXPECT_EQ(codec.window, (WindowSpec{4, 64}));
+  EXPECT_EQ(codec.name, "lm3:sinks=4,recent=64,raw=bf16");
+  EXPECT_EQ(codec.ForLayer(3, 128)->table, LutTable::kLm3);
+  EXPECT_NE(FindCodec("lm3")->Hash(), FindCodec("nf3")->Hash());
 }
 
 TEST(CodecTest, ParametersThatSayNothingNewLeaveNoTrace) {
@@ -101,6 +119,7 @@ TEST(CodecTest, WrongNamesAndParametersAreRefusedByName) {
   ExpectRefused("kivi-2:layer.1=4/7", kInvalidArgument, "layer.1=4/7");
   ExpectRefused("fp16:k_bits=4", kInvalidArgument, "kivi-*");
   ExpectRefused("int8:layer.0=4/4", kInvalidArgument, "kivi-*");
+  ExpectRefused("lm3:k_bits=4", kInvalidArgument, "kivi-*");
   ExpectRefused("fp16:raw=bf16", kInvalidArgument, "raw=bf16");
 }
 
@@ -129,6 +148,8 @@ TEST(BlockSpecTest, ValidateNamesTheField) {
   bad = spec;
   bad.kind = static_cast<BlockKind>(9);
   expect_bad(bad, "kind is 9");
+  bad.kind = BlockKind::kLut;
+  expect_bad(bad, "table is 0");
 }
 
 }  // namespace

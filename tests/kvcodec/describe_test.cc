@@ -24,6 +24,7 @@ TEST(DescribeTest, RegionsCoverTheBlock) {
   for (const BlockSpec& spec :
        {ScalarSpec(96, 3, 1, 32, 32), ScalarSpec(128, 4, 2, 64, 128), ScalarSpec(64, 8, 8, 64, 64),
         BlockSpec{.kind = BlockKind::kInt8, .head_dim = 96},
+        BlockSpec{.kind = BlockKind::kFp8, .head_dim = 64}, LutSpec(LutTable::kLm3, 96),
         BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 64}}) {
     const absl::StatusOr<BlockDescription> block = DescribeBlock(MakeBlock(spec), spec);
     ASSERT_TRUE(block.ok()) << block.status();
@@ -53,6 +54,11 @@ TEST(DescribeTest, SaysWhatIsWrongInABlock) {
   const std::string text = ToText(block);
   EXPECT_THAT(text, HasSubstr("scalar K 2 bit GK 64, V 2 bit GV 64, head_dim 64: 2560 bytes"));
   EXPECT_THAT(text, HasSubstr("NOT FINITE 1"));
+  EXPECT_EQ(SpecText(LutSpec(LutTable::kNf4, 64)), "lut nf4, head_dim 64");
+  const BlockSpec fp8 = {.kind = BlockKind::kFp8, .head_dim = 64};
+  bytes = MakeBlock(fp8);
+  bytes[77] = std::byte{0xff};
+  EXPECT_EQ(DescribeBlock(bytes, fp8)->regions[0].not_finite, 1);
 }
 
 TEST(DescribeTest, RefusesAnotherSize) {

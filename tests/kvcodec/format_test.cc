@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "kvcodec/half.h"
+#include "kvcodec/lut.h"
 
 namespace kvferry::codec {
 namespace {
@@ -42,10 +43,28 @@ TEST(FormatTest, CodesTileTheirRegion) {
   }
 }
 
-TEST(FormatTest, ScaleOrderIsAPermutation) {
-  std::array<int, format::kTokens> seen{};
-  for (int token = 0; token < format::kTokens; ++token) ++seen[format::VScalePosition(token)];
-  EXPECT_THAT(seen, testing::Each(1));
+TEST(FormatTest, ScaleOrdersArePermutations) {
+  std::array<int, format::kTokens> of_k{}, of_v{};
+  for (int token = 0; token < format::kTokens; ++token) {
+    ++of_k[format::KScalePosition(token)];
+    ++of_v[format::VScalePosition(token)];
+  }
+  EXPECT_THAT(of_k, testing::Each(1));
+  EXPECT_THAT(of_v, testing::Each(1));
+}
+
+// What docs/format.md promises of every table: fp16 holds levels exactly, in ascending order.
+TEST(LutTest, LevelsAreAscendingHalves) {
+  for (const Lut& lut : kLuts) {
+    EXPECT_EQ(FindLut(lut.table), &lut);
+    for (int i = 0; i < lut.count(); ++i) {
+      EXPECT_EQ(FloatFromHalf(HalfFromFloat(lut.levels[i])), lut.levels[i]) << lut.name;
+      if (i > 0) {
+        EXPECT_LT(lut.levels[i - 1], lut.levels[i]) << lut.name;
+      }
+    }
+  }
+  EXPECT_EQ(FindLut(LutTable{9}), nullptr);
 }
 
 // A lane of mma.sync reads the words of its own fragment: tokens g and g + 8 of K, channels 4g.. of

@@ -32,9 +32,14 @@ inline std::vector<GoldenCase> LoadGoldenCases() {
         c.spec.k_group_tokens >> c.spec.v_group_channels >> type >> c.input >> c.seed >> c.offset >>
         c.bytes;
     c.type = type == "fp16" ? Raw16::kFp16 : Raw16::kBf16;
-    c.spec.kind = kind == "scalar" ? BlockKind::kScalar
-                  : kind == "int8" ? BlockKind::kInt8
-                                   : BlockKind::kRaw16;
+    c.spec.kind = kind == "scalar"  ? BlockKind::kScalar
+                  : kind == "int8"  ? BlockKind::kInt8
+                  : kind == "fp8"   ? BlockKind::kFp8
+                  : kind == "raw16" ? BlockKind::kRaw16
+                                    : BlockKind::kLut;
+    for (const Lut& lut : kLuts) {
+      if (kind == lut.name) c.spec.table = lut.table;
+    }
     c.spec.raw_type = c.type;
     c.line = line;
     cases.push_back(c);

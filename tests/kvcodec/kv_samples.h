@@ -150,11 +150,16 @@ inline std::vector<BlockSpec> AllScalarSpecs(int k_bits, int v_bits) {
   return specs;
 }
 
+inline BlockSpec LutSpec(LutTable table, int head_dim) {
+  return {.kind = BlockKind::kLut, .head_dim = head_dim, .table = table};
+}
+
 inline std::string SpecName(const BlockSpec& spec) {
   return "kind " + std::to_string(static_cast<int>(spec.kind)) + " d " +
          std::to_string(spec.head_dim) + " k" + std::to_string(spec.k_bits) + "v" +
          std::to_string(spec.v_bits) + " GK " + std::to_string(spec.k_group_tokens) + " GV " +
-         std::to_string(spec.v_group_channels);
+         std::to_string(spec.v_group_channels) + " table " +
+         std::to_string(static_cast<int>(spec.table));
 }
 
 // fp32 K and V in token order, [tokens, head_dim], of one KV head.

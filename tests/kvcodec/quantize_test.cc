@@ -109,6 +109,96 @@ TEST_P(QuantizeTest, Raw16KeepsTheBitsAndInt8TheLargestValue) {
   }
 }
 
+TEST_P(QuantizeTest, Fp8IsWithinHalfAStepOfItsMantissa) {
+  for (const int head_dim : {64, 96, 128, 256}) {
+    const KvSample kv = MakeKv(1, 64, head_dim, Raw16::kFp16, 5);
+    const BlockSpec spec = {.kind = BlockKind::kFp8, .head_dim = head_dim};
+    const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+    PlainHead got, exact;
+    got.k.resize(std::size_t{64} * head_dim);
+    got.v.resize(got.k.size());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, got.k, got.v).ok());
+    AppendRaw(kv.view, 0, exact);
+    for (std::size_t i = 0; i < got.k.size(); ++i) {
+      // 2^-4 for the mantissa, a little for the fp16 scale; below 2^-6 of a scale, half of 2^-9.
+      ASSERT_NEAR(got.k[i], exact.k[i], std::fabs(exact.k[i]) * 0.0630f + 1e-4f);
+      ASSERT_NEAR(got.v[i], exact.v[i], std::fabs(exact.v[i]) * 0.0630f + 1e-4f);
+    }
+  }
+}
+
+// Every code is the nearest level, and of two the lower.
+TEST_P(QuantizeTest, LutCodesAreTheNearestLevels) {
+  for (const Lut& lut : kLuts) {
+    const BlockSpec spec = LutSpec(lut.table, 96);
+    KvSample kv = MakeKv(1, 64, 96, Raw16::kFp16, 5);
+    const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+    PlainHead got, exact;
+    got.k.resize(std::size_t{64} * 96);
+    got.v.resize(got.k.size());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, got.k, got.v).ok());
+    AppendRaw(kv.view, 0, exact);
+    for (int i = 0; i < 64 * 96; ++i) {
+      for (const bool is_v : {false, true}) {
+        const std::vector<float>& values = is_v ? exact.v : exact.k;
+        double unit = 0;  // of the token
+        for (int c = i / 96 * 96; c < i / 96 * 96 + 96; ++c) {
+          unit = lut.scale == LutScale::kLargest ? std::max(unit, std::fabs(double{values[c]}))
+                                                 : unit + double{values[c]} * values[c] / 96;
+        }
+        if (lut.scale == LutScale::kRms) unit = std::sqrt(unit);
+        double nearest = INFINITY;
+        for (int level = 0; level < lut.count(); ++level) {
+          nearest = std::min(nearest, std::fabs(values[i] - unit * lut.levels[level]));
+        }
+        // A fp16 scale moves every level by 2^-11 of itself.
+        ASSERT_NEAR(std::fabs((is_v ? got.v : got.k)[i] - values[i]), nearest, unit * 2.2 * 0x1p-10)
+            << lut.name << " value " << i;
+      }
+    }
+  }
+}
+
+TEST_P(QuantizeTest, LutTiesGoToTheLowerLevelAndZeroHasACode) {
+  for (const Lut& lut : kLuts) {
+    if (lut.scale != LutScale::kLargest) continue;
+    const BlockSpec spec = LutSpec(lut.table, 64);
+    KvSample kv = MakeKv(1, 64, 64, Raw16::kFp16, 1);
+    std::fill(kv.k.begin(), kv.k.end(), HalfFromFloat(0));
+    std::fill(kv.v.begin(), kv.v.end(), HalfFromFloat(-0.0f));
+    for (int token = 0; token < 32; ++token) {  // the largest magnitude is 1, so is the scale
+      kv.k[token * 64] = HalfFromFloat(token % 2 == 0 ? 1.0f : -1.0f);
+      for (int i = 0; i + 1 < lut.count(); ++i)
+        kv.k[token * 64 + 1 + i] = HalfFromFloat(lut.middle(i));
+    }
+    const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
+    std::vector<float> k(64 * 64), v(k.size());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, k, v).ok());
+    for (int token = 0; token < 64; ++token) {
+      EXPECT_EQ(k[token * 64], token >= 32 ? 0.0f : token % 2 == 0 ? 1.0f : -1.0f);
+      for (int i = 0; token < 32 && i + 1 < lut.count(); ++i) {
+        if (FloatFromHalf(HalfFromFloat(lut.middle(i))) != lut.middle(i)) continue;
+        EXPECT_EQ(k[token * 64 + 1 + i], lut.levels[i]) << lut.name << " middle " << i;
+      }
+      EXPECT_EQ(k[token * 64 + 63], 0.0f);
+      EXPECT_EQ(v[token * 64 + 5], 0.0f);
+    }
+  }
+}
+
+TEST_P(QuantizeTest, LutScalesOutsideFp16AreNamed) {
+  for (const Lut& lut : kLuts) {
+    KvSample kv = MakeKv(2, kBlockTokens, 64, Raw16::kBf16, 2);
+    kv.v[(kBlockTokens + 9) * 64 + 50] = ToRaw16(Raw16::kBf16, 3e38f);
+    const BlockSpec spec = LutSpec(lut.table, 64);
+    GuardedPage page(PageBytes(spec, 2));
+    const absl::Status status = backend_->Quantize(kv.view, spec, kBadValueOrigin, page.span());
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("layer 3, head 9, V, token 1009: the scale"));
+  }
+}
+
 TEST_P(QuantizeTest, HeadsAndStridesAreHonoured) {
   // Tokens outside, heads inside: [tokens, kv_heads, head_dim].
   const int heads = 3, d = 64;
@@ -154,6 +244,7 @@ TEST_P(QuantizeTest, WhatCannotBeStoredIsNamed) {
     for (const BlockSpec& spec :
          {ScalarSpec(128, 2, 2, 64, 128), ScalarSpec(128, 3, 1, 32, 32),
           BlockSpec{.kind = BlockKind::kInt8, .head_dim = 128},
+          BlockSpec{.kind = BlockKind::kFp8, .head_dim = 128}, LutSpec(LutTable::kLm2, 128),
           BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}}) {
       if (!bad.IsRefusedBy(spec.kind)) continue;
       GuardedPage page(PageBytes(spec, 2));
@@ -247,6 +338,10 @@ TEST_P(QuantizeTest, WritesTheBytesOfTheReference) {
   for (const int bits : {1, 2, 3, 4, 8}) {
     std::vector<BlockSpec> specs = AllScalarSpecs(bits, bits);
     specs.push_back({.kind = BlockKind::kInt8, .head_dim = 96});
+    specs.push_back({.kind = BlockKind::kFp8, .head_dim = 96});
+    for (const Lut& lut : kLuts) {
+      for (const int head_dim : {64, 96, 128, 256}) specs.push_back(LutSpec(lut.table, head_dim));
+    }
     for (const BlockSpec& spec : specs) {
       for (std::size_t source = 0; source < sources.size(); ++source) {
         const Raw16 type = (source + bits) % 2 == 0 ? Raw16::kFp16 : Raw16::kBf16;

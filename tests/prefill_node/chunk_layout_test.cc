@@ -97,7 +97,7 @@ void CheckLayout(const Case& test) {
 }
 
 TEST(ChunkLayout, CoversEveryByteOnce) {
-  for (const char* codec : {"kivi-4-g64", "kivi-2", "fp16", "kivi-2-g64:sinks=0",
+  for (const char* codec : {"kivi-4-g64", "kivi-2", "fp16", "kivi-2-g64:sinks=0", "lm3",
                             "kivi-4-g64:sinks=70,layer.0=8/8,layer.7=2/2"}) {
     for (int tokens : {1, 3, 4, 5, 67, 68, 131, 132, 133, 196, 511, 512, 513, 1000, 1600}) {
       for (int step : {64, 512}) {

@@ -167,7 +167,7 @@ class EngineTest : public testing::Test {
 
 TEST_F(EngineTest, ShipsEveryByteOfThePlan) {
   StartEngine();
-  for (const char* codec : {"kivi-4-g64", "fp16", "kivi-2:layer.2=8/8"}) {
+  for (const char* codec : {"kivi-4-g64", "fp16", "fp8", "nqkv-nf4", "kivi-2:layer.2=8/8"}) {
     for (int tokens : {1, 70, 133, 700}) {
       SCOPED_TRACE(std::string(codec) + ", " + std::to_string(tokens) + " tokens");
       const JobRequest request = Request(tokens, codec);

@@ -194,16 +194,83 @@ def scalar_block(k, v, k_bits, v_bits, k_group, v_group):
     return b"".join(np.ascontiguousarray(p).tobytes() for p in parts)
 
 
+def token_scales(unit):
+    """[64] float32 -> fp16 scales and what to multiply values with."""
+    scale = unit.astype(np.float16)
+    scale32 = scale.astype(np.float32)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale32 > 0, np.float32(1) / scale32, np.float32(0)).astype(np.float32)
+    return scale, inverse
+
+
 def int8_block(k, v):
     codes, scales = [], []
     for x in (k, v):
-        scale = (np.abs(x).max(axis=1) / np.float32(127)).astype(np.float16)
-        scale32 = scale.astype(np.float32)
-        with np.errstate(divide="ignore"):
-            inverse = np.where(scale32 > 0, np.float32(1) / scale32, np.float32(0)).astype(np.float32)
+        scale, inverse = token_scales(np.abs(x).max(axis=1) / np.float32(127))
         codes.append(np.clip(np.rint(x * inverse[:, None]), -127, 127).astype(np.int8))
         scales.append(scale)
     return b"".join(p.tobytes() for p in codes + scales)
+
+
+def e4m3_codes(y):
+    """fp32 -> E4M3 bytes: nearest of the 127 magnitudes, ties to the even code."""
+    code = np.arange(127)
+    exponent, mantissa = code >> 3, code & 7
+    values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
+    middles = (values[1:] + values[:-1]) / 2
+    magnitude = np.abs(y).astype(np.float64)
+    low, high = np.searchsorted(middles, magnitude, "left"), np.searchsorted(middles, magnitude, "right")
+    nearest = np.where(low % 2 == 0, low, high)  # they differ on a tie alone
+    return np.where((y < 0) & (nearest > 0), nearest + 128, nearest).astype(np.uint8)
+
+
+def fp8_block(k, v):
+    codes, scales = [], []
+    for x in (k, v):
+        scale, inverse = token_scales(np.abs(x).max(axis=1) / np.float32(448))
+        codes.append(e4m3_codes(x * inverse[:, None]))
+        scales.append(scale)
+    return b"".join(p.tobytes() for p in codes + scales)
+
+
+# Levels as 1/16384, from the document.
+LEVELS = {
+    "nf4": [-16384, -11408, -8600, -6472, -4660, -3028, -1492, 0]
+    + [1304, 2636, 4032, 5536, 7220, 9216, 11848, 16384],
+    "nf3": [-16384, -8768, -4046, 0, 3004, 6260, 10208, 16384],
+    "lm3": [-35264, -22016, -12384, -4016, 4016, 12384, 22016, 35264],
+    "lm2": [-24752, -7420, 7420, 24752],
+}
+
+
+def lut_codes(y, levels):
+    """Nearest level by distance, in fp64, which is exact enough to be exact; of two, the lower."""
+    distance = np.abs(y.astype(np.float64)[..., None] - np.array(levels) / 16384)
+    return distance.argmin(axis=-1).astype(np.uint32)
+
+
+def rms(x):
+    """Of each row, every step fp32: eight running sums by channel % 8, then in pairs."""
+    squares = (x * x).reshape(TOKENS, -1, 8)
+    s = np.zeros((TOKENS, 8), np.float32)
+    for i in range(squares.shape[1]):
+        s = s + squares[:, i]
+    four = s[:, :4] + s[:, 4:]
+    two = four[:, :2] + four[:, 2:]
+    return np.sqrt((two[:, 0] + two[:, 1]) / np.float32(x.shape[1]))
+
+
+def lut_block(k, v, name):
+    levels = LEVELS[name]
+    bits = len(levels).bit_length() - 1
+    parts = []
+    for x, is_k in ((k, True), (v, False)):
+        scale, inverse = token_scales(rms(x) if name.startswith("lm") else np.abs(x).max(axis=1))
+        parts.append(pack(lut_codes(x * inverse[:, None], levels), bits, is_k))
+        # K scales: [tile, r, g] -> [g, r, tile]
+        of_k = scale.reshape(4, 2, 8).transpose(2, 1, 0)
+        parts.append(of_k if is_k else v_scale_order(scale[:, None]))
+    return b"".join(np.ascontiguousarray(p).tobytes() for p in parts)
 
 
 # --- cases ------------------------------------------------------------------------------------------
@@ -237,6 +304,18 @@ def all_cases():
     for kind in INPUTS:
         for typ in ("fp16", "bf16"):
             yield "int8", 64, 0, 0, 0, 0, typ, kind
+    # New kinds stand at the end: the blocks before them keep their seeds.
+    for head_dim in (64, 96, 128, 256):
+        yield "fp8", head_dim, 0, 0, 0, 0, ("fp16", "bf16")[head_dim // 64 % 2], "plain"
+    for kind in INPUTS:
+        for typ in ("fp16", "bf16"):
+            yield "fp8", 64, 0, 0, 0, 0, typ, kind
+    for table in LEVELS:
+        for head_dim in (64, 96, 128, 256):
+            yield table, head_dim, 0, 0, 0, 0, ("fp16", "bf16")[head_dim // 64 % 2], "plain"
+        for kind in INPUTS:
+            for typ in ("fp16", "bf16"):
+                yield table, 64, 0, 0, 0, 0, typ, kind
 
 
 def main():
@@ -250,6 +329,10 @@ def main():
             block = scalar_block(k, v, k_bits, v_bits, k_group, v_group)
         elif kind == "int8":
             block = int8_block(k, v)
+        elif kind == "fp8":
+            block = fp8_block(k, v)
+        elif kind in LEVELS:
+            block = lut_block(k, v, kind)
         else:
             block = raw[0].tobytes() + raw[1].tobytes()
         lines.append(

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 #include "kvcodec/code_io.h"
 #include "kvcodec/cpu/group_scale.h"
@@ -11,39 +10,25 @@
 // clang-format off
 #include "kvcodec/cpu/simd_targets.h"
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcodec/cpu/quantize_simd.cc"
+#define HWY_TARGET_INCLUDE "kvcodec/cpu/quantize_codes_simd.cc"
 #include "hwy/cache_control.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "kvcodec/cpu/pack_codes-inl.h"
 // clang-format on
 
+// KVB blocks: scales and codes per group, then packed.
+
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
 
 #if !KVFERRY_SIMD_TARGET
 
-bool QuantizeBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
+bool QuantizeScalarBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
   return ReferenceOps().quantize(rows, spec, block);
 }
 
 #else
-
-// Whether all values of one side are finite.
-template <Raw16 kType>
-bool AllFinite(const std::uint16_t* values, std::int64_t stride, int head_dim) {
-  const hn::CappedTag<std::uint16_t, 16> d16;
-  const auto magnitude = hn::Set(d16, 0x7fff);
-  auto largest = hn::Zero(d16);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    for (int channel = 0; channel < head_dim; channel += 16) {
-      const auto bits = hn::LoadU(d16, values + token * stride + channel);
-      largest = hn::Max(largest, hn::And(bits, magnitude));
-    }
-  }
-  const auto infinity = hn::Set(d16, kType == Raw16::kFp16 ? 0x7c00 : 0x7f80);
-  return hn::AllFalse(d16, hn::Eq(hn::Max(largest, infinity), largest));
-}
 
 // K: smallest and largest of each channel over GK tokens.
 template <class Source>
@@ -130,16 +115,12 @@ bool MakeScales(int groups, float levels, Workspace& work, std::byte* scale_out,
   return hn::AllTrue(du16, hn::Eq(overflow, hn::Zero(du16)));
 }
 
-// Codes of four tokens and eight channels: rounds, clamps, and puts four channels to a unit.
+// Codes of four tokens and eight channels: rounds and clamps.
 HWY_INLINE void StoreCodes(const VF (&values)[4], hn::Vec256<std::uint8_t> top,
                            std::uint32_t* units) {
-  // Per 16 bytes: four channels of each of the four tokens.
-  const __m256i low = _mm256_packs_epi32(RoundToInt(values[0]).raw, RoundToInt(values[1]).raw);
-  const __m256i high = _mm256_packs_epi32(RoundToInt(values[2]).raw, RoundToInt(values[3]).raw);
-  const __m256i codes = _mm256_min_epu8(_mm256_packus_epi16(low, high), top.raw);
-  _mm_store_si128(reinterpret_cast<__m128i*>(units), _mm256_castsi256_si128(codes));
-  _mm_store_si128(reinterpret_cast<__m128i*>(units + kBlockTokens),
-                  _mm256_extracti128_si256(codes, 1));
+  const hn::VFromD<DI> codes[4] = {RoundToInt(values[0]), RoundToInt(values[1]),
+                                   RoundToInt(values[2]), RoundToInt(values[3])};
+  StoreUnits(hn::Min(JoinCodes(codes), top), units);
 }
 
 HWY_INLINE hn::Vec256<std::uint8_t> TopCode(int bits) {
@@ -242,79 +223,9 @@ bool QuantizeScalar(const HeadRows& rows, const BlockSpec& spec, std::byte* bloc
   return true;
 }
 
-template <Raw16 kType>
-bool QuantizeInt8Side(const std::uint16_t* values, std::int64_t stride, int head_dim,
-                      std::byte* codes, std::byte* scales) {
-  if (!AllFinite<kType>(values, stride, head_dim)) return false;
-  const DF df;
-  const hn::Rebind<std::int8_t, DF> d8;
-  const Raw16Source<kType> source = {values};
-  const VF top = hn::Set(df, 127.0f), bottom = hn::Set(df, -127.0f);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    VF largest0 = hn::Zero(df), largest1 = hn::Zero(df);
-    for (int channel = 0; channel < head_dim; channel += 2 * kLanesF) {
-      const std::int64_t at = token * stride + channel;
-      largest0 = hn::Max(largest0, hn::Abs(source.Load(df, at)));
-      largest1 = hn::Max(largest1, hn::Abs(source.Load(df, at + kLanesF)));
-    }
-    const Int8Scale scale =
-        MakeInt8Scale(hn::GetLane(hn::MaxOfLanes(df, hn::Max(largest0, largest1))));
-    if (!scale.fits) return false;
-    StoreU16(scales, token, scale.scale);
-    const VF inverse = hn::Set(df, scale.inverse);
-    for (int channel = 0; channel < head_dim; channel += kLanesF) {
-      const VF code = hn::Mul(source.Load(df, token * stride + channel), inverse);
-      const auto rounded = RoundToInt(hn::Min(hn::Max(code, bottom), top));
-      hn::StoreU(hn::DemoteTo(d8, rounded), d8,
-                 reinterpret_cast<std::int8_t*>(codes) + token * head_dim + channel);
-    }
-  }
-  return true;
-}
-
-template <Raw16 kType>
-bool QuantizeInt8(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
-  const format::Int8Layout at = format::Int8Block(spec.head_dim);
-  return QuantizeInt8Side<kType>(rows.k, rows.token_stride, spec.head_dim, block + at.k_codes,
-                                 block + at.k_scale) &&
-         QuantizeInt8Side<kType>(rows.v, rows.token_stride, spec.head_dim, block + at.v_codes,
-                                 block + at.v_scale);
-}
-
-bool CopyRaw16Side(const std::uint16_t* values, std::int64_t stride, Raw16 type, int head_dim,
-                   std::byte* out) {
-  const hn::CappedTag<std::uint16_t, 16> d16;
-  const auto exponent = hn::Set(d16, type == Raw16::kFp16 ? 0x7c00 : 0x7f80);
-  auto full = hn::Zero(d16);
-  for (int token = 0; token < kBlockTokens; ++token) {
-    for (std::size_t channel = 0; channel < static_cast<std::size_t>(head_dim);
-         channel += hn::Lanes(d16)) {
-      const auto bits = hn::LoadU(d16, values + token * stride + channel);
-      full = hn::Or(full, hn::VecFromMask(d16, hn::Eq(hn::And(bits, exponent), exponent)));
-      hn::StoreU(bits, d16,
-                 reinterpret_cast<std::uint16_t*>(out) +
-                     static_cast<std::ptrdiff_t>(token) * head_dim + channel);
-    }
-  }
-  return hn::AllTrue(d16, hn::Eq(full, hn::Zero(d16)));
-}
-
-bool QuantizeBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
-  const bool fp16 = rows.type == Raw16::kFp16;
-  switch (spec.kind) {
-    case BlockKind::kRaw16: {
-      const format::Raw16Layout at = format::Raw16Block(spec.head_dim);
-      return CopyRaw16Side(rows.k, rows.token_stride, rows.type, spec.head_dim, block + at.k) &&
-             CopyRaw16Side(rows.v, rows.token_stride, rows.type, spec.head_dim, block + at.v);
-    }
-    case BlockKind::kInt8:
-      return fp16 ? QuantizeInt8<Raw16::kFp16>(rows, spec, block)
-                  : QuantizeInt8<Raw16::kBf16>(rows, spec, block);
-    case BlockKind::kScalar:
-      break;
-  }
-  return fp16 ? QuantizeScalar<Raw16::kFp16>(rows, spec, block)
-              : QuantizeScalar<Raw16::kBf16>(rows, spec, block);
+bool QuantizeScalarBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
+  return rows.type == Raw16::kFp16 ? QuantizeScalar<Raw16::kFp16>(rows, spec, block)
+                                   : QuantizeScalar<Raw16::kBf16>(rows, spec, block);
 }
 
 #endif
@@ -325,10 +236,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvferry::codec::cpu {
 
-HWY_EXPORT(QuantizeBlock);
+HWY_EXPORT(QuantizeScalarBlock);
 
-bool QuantizeSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
-  return HWY_DYNAMIC_DISPATCH(QuantizeBlock)(rows, spec, block);
+bool QuantizeScalarSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
+  return HWY_DYNAMIC_DISPATCH(QuantizeScalarBlock)(rows, spec, block);
 }
 
 }  // namespace kvferry::codec::cpu

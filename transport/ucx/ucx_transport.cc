@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <future>
@@ -16,94 +15,24 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
-#include "common/coding.h"
-#include "common/crc32c.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "common/work_queue.h"
 #include "transport/pending_done.h"
 #include "transport/rate_limit.h"
+#include "transport/ucx/address.h"
 #include "transport/ucx/handles.h"
+#include "transport/ucx/region.h"
 #include "transport/ucx/ucx_peer.h"
 
 namespace kvferry::transport {
 namespace {
 
-constexpr std::uint32_t kAddressMagic = 0x3155564b;  // "KVU1"
-constexpr std::size_t kAddressHeaderBytes = 8;       // magic, crc32c of the rest
 constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
-constexpr std::size_t kRegionAlignment = 4096;
-constexpr int kProgressBurst = 256;  // then commands and timers have their turn
+constexpr int kProgressBurst = 256;                 // then commands and timers have their turn
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
-
-std::span<const std::byte> AsBytes(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-// A worker address in an envelope, since UCX does not check what it unpacks.
-std::string WrapAddress(const std::string& address) {
-  std::array<std::byte, kAddressHeaderBytes> header{};
-  StoreLittle<std::uint32_t>(header, 0, kAddressMagic);
-  StoreLittle<std::uint32_t>(header, 4, Crc32c(AsBytes(address)));
-  return absl::StrCat(
-      absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()), address);
-}
-
-absl::StatusOr<std::string> UnwrapAddress(std::string_view wrapped) {
-  if (wrapped.size() <= kAddressHeaderBytes)
-    return absl::InvalidArgumentError("data address: too short");
-  const std::span<const std::byte> bytes = AsBytes(wrapped);
-  const std::string address(wrapped.substr(kAddressHeaderBytes));
-  if (LoadLittle<std::uint32_t>(bytes, 0) != kAddressMagic ||
-      LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(AsBytes(address))) {
-    return absl::InvalidArgumentError(
-        "data address: not an address of a UCX transport, or damaged");
-  }
-  return address;
-}
-
-// Host memory that UCX has registered.
-class UcxRegion : public Region {
- public:
-  static absl::StatusOr<std::unique_ptr<Region>> Create(ucp_context_h context, std::size_t bytes) {
-    const std::size_t rounded =
-        (bytes + kRegionAlignment - 1) / kRegionAlignment * kRegionAlignment;
-    void* memory = std::aligned_alloc(kRegionAlignment, std::max(rounded, kRegionAlignment));
-    if (memory == nullptr)
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no memory for a region of ", bytes, " bytes"));
-    std::memset(memory, 0, rounded);
-    ucp_mem_map_params_t params{};
-    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
-    params.address = memory;
-    params.length = rounded;
-    ucp_mem_h handle = nullptr;
-    const ucs_status_t status = ucp_mem_map(context, &params, &handle);
-    if (status != UCS_OK) {
-      std::free(memory);
-      return FromUcs(status, absl::StrCat("register a region of ", bytes, " bytes"));
-    }
-    return std::unique_ptr<Region>(
-        new UcxRegion(context, handle, static_cast<std::byte*>(memory), bytes));
-  }
-  ~UcxRegion() override {
-    const ucs_status_t status = ucp_mem_unmap(context_, handle_);
-    if (status != UCS_OK)
-      Log(LogLevel::kError, "region_unmap_failed", {{"why", ucs_status_string(status)}});
-    std::free(memory_);
-  }
-  std::span<std::byte> bytes() const override { return {memory_, bytes_}; }
-
- private:
-  UcxRegion(ucp_context_h context, ucp_mem_h handle, std::byte* memory, std::size_t bytes)
-      : context_(context), handle_(handle), memory_(memory), bytes_(bytes) {}
-  ucp_context_h context_;
-  ucp_mem_h handle_;
-  std::byte* memory_;
-  std::size_t bytes_;
-};
 
 // All UCX objects belong to the progress thread; other threads push work to it. Regions are the
 // exception: the context is shared.
@@ -154,7 +83,7 @@ class UcxTransport : public Transport {
   }
 
   absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) override {
-    return UcxRegion::Create(context_.get(), bytes);
+    return CreateHostRegion(context_.get(), bytes);
   }
 
   absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,

@@ -118,7 +118,7 @@ int RunReceiver(int fd, std::size_t chunk_bytes, int window) {
   Receiver sink;
   auto transport = MakeTransport(kReceiver, &sink);
   if (!transport.ok()) return 1;
-  auto ring = (*transport)->Allocate(chunk_bytes * window);
+  auto ring = (*transport)->Allocate(chunk_bytes * window, MemoryKind::kHost);
   if (!ring.ok()) return 1;
   sink.Use(transport->get(), (*ring)->bytes(), chunk_bytes);
   const std::string sender = ReadAddress(fd);
@@ -201,7 +201,7 @@ class Sender {
                                                         int window) {
     auto sender = std::unique_ptr<Sender>(new Sender(chunk_bytes, window));
     KVF_ASSIGN_OR_RETURN(sender->transport_, MakeTransport(kSender, &sender->credits_));
-    KVF_ASSIGN_OR_RETURN(sender->region_, sender->transport_->Allocate(chunk_bytes * window));
+    KVF_ASSIGN_OR_RETURN(sender->region_, sender->transport_->Allocate(chunk_bytes * window, MemoryKind::kHost));
     if (!WriteAddress(fd, sender->transport_->LocalAddress()))
       return absl::InternalError("the receiver process has ended");
     KVF_ASSIGN_OR_RETURN(sender->receiver_,

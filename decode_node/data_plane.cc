@@ -24,7 +24,8 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
   std::unique_ptr<DataPlane> plane(new DataPlane(options, store, clock, metrics));
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
   KVF_ASSIGN_OR_RETURN(plane->region_,
-                       plane->transport_->Allocate(options.slot_bytes * options.slots));
+                       plane->transport_->Allocate(options.slot_bytes * options.slots,
+                                                   transport::MemoryKind::kHost));
   KVF_ASSIGN_OR_RETURN(plane->pin_, store.memory().PinLanding(plane->region_->bytes()));
   return plane;
 }

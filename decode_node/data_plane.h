@@ -101,7 +101,7 @@ class DataPlane final : private transport::MessageSink {
   ~DataPlane() override;
 
   std::string LocalAddress() const { return transport_->LocalAddress(); }
-  std::string label() const { return std::string(transport_->label()); }
+  std::string label() const { return transport_->paths().front().label; }
   Incarnation incarnation() const { return options_.incarnation; }
   std::size_t slot_bytes() const { return options_.slot_bytes; }
 

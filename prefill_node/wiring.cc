@@ -41,6 +41,7 @@ TransportFactory UcxFactory(const v1::TransportConfig& config) {
   transport::UcxOptions options;
   options.settings = {config.ucx().begin(), config.ucx().end()};
   options.net_device = config.net_device();
+  options.required = config.required();
   options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
   options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
   options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();

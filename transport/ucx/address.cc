@@ -1,19 +1,28 @@
 #include "transport/ucx/address.h"
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <span>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/coding.h"
 #include "common/crc32c.h"
+#include "common/ids.h"
 
 namespace kvferry::transport {
 namespace {
 
-constexpr std::uint32_t kAddressMagic = 0x3155564b;  // "KVU1"
-constexpr std::size_t kAddressHeaderBytes = 8;       // magic, crc32c of the rest
+// 0 magic 'KVU2' | 4 crc32c of what follows | 8 host u64 | 16 process u64 | 24 flags u32 |
+// 28 zero u32 | 32 the worker's address
+constexpr std::uint32_t kMagic = 0x3255564b;
+constexpr std::size_t kHeaderBytes = 32;
+constexpr std::size_t kChecked = 8;  // the CRC32C begins here
+constexpr std::uint32_t kDeviceMemoryFlag = 1;
 
 std::span<const std::byte> AsBytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -21,26 +30,48 @@ std::span<const std::byte> AsBytes(std::string_view text) {
 
 }  // namespace
 
-std::string WrapAddress(const std::string& worker_address) {
-  std::array<std::byte, kAddressHeaderBytes> header{};
-  StoreLittle<std::uint32_t>(header, 0, kAddressMagic);
-  StoreLittle<std::uint32_t>(header, 4, Crc32c(AsBytes(worker_address)));
-  return absl::StrCat(
-      absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()),
-      worker_address);
+absl::StatusOr<UcxAddress> LocalUcxAddress(bool device_memory, std::string worker) {
+  static const std::uint64_t process = RandomId64();
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string boot_id;
+  if (!std::getline(file, boot_id) || boot_id.size() != 36)
+    return absl::InternalError("/proc/sys/kernel/random/boot_id cannot be read");
+  boot_id.erase(std::remove(boot_id.begin(), boot_id.end(), '-'), boot_id.end());
+  return UcxAddress{.host = std::strtoull(boot_id.substr(0, 16).c_str(), nullptr, 16) ^
+                            std::strtoull(boot_id.substr(16).c_str(), nullptr, 16),
+                    .process = process,
+                    .device_memory = device_memory,
+                    .worker = std::move(worker)};
 }
 
-absl::StatusOr<std::string> UnwrapAddress(std::string_view wrapped) {
-  if (wrapped.size() <= kAddressHeaderBytes)
-    return absl::InvalidArgumentError("data address: too short");
-  const std::span<const std::byte> bytes = AsBytes(wrapped);
-  const std::string address(wrapped.substr(kAddressHeaderBytes));
-  if (LoadLittle<std::uint32_t>(bytes, 0) != kAddressMagic ||
-      LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(AsBytes(address))) {
+std::string PackAddress(const UcxAddress& address) {
+  std::array<std::byte, kHeaderBytes> header{};
+  StoreLittle<std::uint32_t>(header, 0, kMagic);
+  StoreLittle<std::uint64_t>(header, 8, address.host);
+  StoreLittle<std::uint64_t>(header, 16, address.process);
+  StoreLittle<std::uint32_t>(header, 24, address.device_memory ? kDeviceMemoryFlag : 0);
+  std::string packed =
+      absl::StrCat(absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()),
+                   address.worker);
+  const std::span<std::byte> bytes = std::as_writable_bytes(std::span(packed));
+  StoreLittle<std::uint32_t>(bytes, 4, Crc32c(bytes.subspan(kChecked)));
+  return packed;
+}
+
+absl::StatusOr<UcxAddress> UnpackAddress(std::string_view packed) {
+  if (packed.size() <= kHeaderBytes) return absl::InvalidArgumentError("data address: too short");
+  const std::span<const std::byte> bytes = AsBytes(packed);
+  const std::uint32_t flags = LoadLittle<std::uint32_t>(bytes, 24);
+  if (LoadLittle<std::uint32_t>(bytes, 0) != kMagic ||
+      LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(bytes.subspan(kChecked)) ||
+      (flags & ~kDeviceMemoryFlag) != 0) {
     return absl::InvalidArgumentError(
-        "data address: not an address of a UCX transport, or damaged");
+        "data address: not an address of a UCX transport of this version, or damaged");
   }
-  return address;
+  return UcxAddress{.host = LoadLittle<std::uint64_t>(bytes, 8),
+                    .process = LoadLittle<std::uint64_t>(bytes, 16),
+                    .device_memory = (flags & kDeviceMemoryFlag) != 0,
+                    .worker = std::string(packed.substr(kHeaderBytes))};
 }
 
 }  // namespace kvferry::transport

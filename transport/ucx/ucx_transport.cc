@@ -23,6 +23,7 @@
 #include "transport/rate_limit.h"
 #include "transport/ucx/address.h"
 #include "transport/ucx/handles.h"
+#include "transport/ucx/path.h"
 #include "transport/ucx/region.h"
 #include "transport/ucx/ucx_peer.h"
 
@@ -39,7 +40,7 @@ constexpr absl::Duration kCloseLimit =
 class UcxTransport : public Transport {
  public:
   UcxTransport(const UcxOptions& options, MessageSink* sink, const Clock& clock, ContextPtr context,
-               WorkerPtr worker, std::string address, int worker_fd,
+               WorkerPtr worker, UcxAddress address, std::vector<Path> paths, int worker_fd,
                std::unique_ptr<WorkQueue> work)
       : options_(options),
         sink_(*sink),
@@ -47,6 +48,7 @@ class UcxTransport : public Transport {
         context_(std::move(context)),
         worker_(std::move(worker)),
         address_(std::move(address)),
+        paths_(std::move(paths)),
         worker_fd_(worker_fd),
         work_(std::move(work)),
         limiter_(options.rate_limit_bytes_per_s) {}
@@ -73,31 +75,35 @@ class UcxTransport : public Transport {
 
   ~UcxTransport() override { Stop(); }
 
-  std::string LocalAddress() const override { return address_; }
-  std::string_view label() const override {
-    const auto tls = options_.settings.find("TLS");
-    const bool shared =
-        tls != options_.settings.end() && (tls->second.find("posix") != std::string::npos ||
-                                           tls->second.find("sysv") != std::string::npos);
-    return shared ? "shm" : "tcp_host";
+  std::string LocalAddress() const override { return PackAddress(address_); }
+  std::vector<Path> paths() const override { return paths_; }
+  absl::StatusOr<Path> PathTo(std::string_view address) const override {
+    KVF_ASSIGN_OR_RETURN(const UcxAddress peer, UnpackAddress(address));
+    return ChoosePath(paths_, address_, peer);
   }
 
-  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) override {
-    return CreateHostRegion(context_.get(), bytes);
+  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes, MemoryKind memory) override {
+    const auto in = [memory](const Path& path) { return path.memory == memory; };
+    if (std::none_of(paths_.begin(), paths_.end(), in)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("a region of ", bytes, " bytes in memory that no path of this process has"));
+    }
+    if (memory == MemoryKind::kHost) return CreateHostRegion(context_.get(), bytes);
+    return CreateDeviceRegion(context_.get(), *options_.device, bytes);
   }
 
   absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,
                                      std::string_view peer_name) override {
-    KVF_ASSIGN_OR_RETURN(std::string unwrapped, UnwrapAddress(address));
+    KVF_ASSIGN_OR_RETURN(UcxAddress to, UnpackAddress(address));
+    KVF_ASSIGN_OR_RETURN(const Path path, ChoosePath(paths_, address_, to));
     const PeerHandle handle{next_handle_.fetch_add(1)};
     if (OnProgressThread()) {
-      OpenPeer(handle, peer_incarnation, std::string(peer_name), unwrapped);
+      OpenPeer(handle, peer_incarnation, std::string(peer_name), to.worker, path);
       return handle;
     }
     Post([this, handle, peer_incarnation, name = std::string(peer_name),
-          unwrapped = std::move(unwrapped)] {
-      OpenPeer(handle, peer_incarnation, name, unwrapped);
-    });
+          worker = std::move(to.worker),
+          path] { OpenPeer(handle, peer_incarnation, name, worker, path); });
     return handle;
   }
 
@@ -171,6 +177,12 @@ class UcxTransport : public Transport {
 
   void Run() {
     CurrentTransport() = this;
+    if (options_.device != nullptr) {
+      // UCX copies on the GPU of the thread that progresses it. An error is one of the context,
+      // which every later copy meets again.
+      if (absl::Status status = options_.device->Use(); !status.ok())
+        Log(LogLevel::kError, "gpu_unusable", {{"why", status}});
+    }
     while (!stopping_) {
       work_->RunDue();
       for (int i = 0; i < kProgressBurst && ucp_worker_progress(worker_.get()) != 0; ++i) {
@@ -245,7 +257,7 @@ class UcxTransport : public Transport {
   }
 
   void OpenPeer(PeerHandle handle, std::uint64_t incarnation, const std::string& name,
-                const std::string& address) {
+                const std::string& worker_address, const Path& path) {
     auto peer = std::make_unique<UcxPeer>();
     peer->handle = handle;
     peer->name = name;
@@ -254,19 +266,28 @@ class UcxTransport : public Transport {
     ucp_ep_params_t params{};
     params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                         UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+    params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
     params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
     params.err_handler.cb = &UcxTransport::OnEndpointError;
     params.err_handler.arg = peer.get();
-    const ucs_status_t status = ucp_ep_create(worker_.get(), &params, &peer->endpoint);
-    if (status != UCS_OK) {
-      const absl::Status why = FromUcs(status, absl::StrCat("connect to ", name));
+    const absl::Status why = FromUcs(ucp_ep_create(worker_.get(), &params, &peer->endpoint),
+                                     absl::StrCat("connect to ", name));
+    if (!why.ok()) {
       Log(LogLevel::kWarning, "peer_unreachable", {{"peer", name}, {"why", why}});
       Post([this, handle, why] { sink_.OnPeerLost(handle, why); });
       return;
     }
+    if (absl::Status lanes = LanesMatch(*peer, path); !lanes.ok()) {
+      Log(LogLevel::kError, "path_missing", {{"peer", name}, {"why", lanes}});
+      BeginClose(*peer, std::move(lanes));
+    }
     by_incarnation_[incarnation] = handle;
     peers_.emplace(handle, std::move(peer));
+  }
+
+  static absl::Status LanesMatch(const UcxPeer& peer, const Path& path) {
+    KVF_ASSIGN_OR_RETURN(const std::vector<std::string> lanes, EndpointLanes(peer.endpoint));
+    return CheckLanes(lanes, peer.name, path);
   }
 
   static void OnEndpointError(void* arg, ucp_ep_h, ucs_status_t status) {
@@ -364,10 +385,13 @@ class UcxTransport : public Transport {
       return;
     }
     ucp_request_param_t params{};
-    params.op_attr_mask =
-        UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    params.flags =
-        send->payload.size() >= kRendezvousBytes ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
+                          UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+    const ucs_memory_type_t memory = MemoryOf(send->payload);
+    const bool rendezvous = send->payload.size() >= kRendezvousBytes ||
+                            (!send->payload.empty() && memory == UCS_MEMORY_TYPE_CUDA);
+    params.flags = rendezvous ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    params.memory_type = memory;
     params.cb.send = &UcxTransport::OnSent;
     params.user_data = send.get();
     const ucs_status_ptr_t request =
@@ -435,19 +459,33 @@ class UcxTransport : public Transport {
       return UCS_OK;
     }
     if ((param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
-      std::memcpy(landing.slot.data(), data, data_bytes);
-      sink_.OnPayload(from, landing.cookie, absl::OkStatus());
+      sink_.OnPayload(from, landing.cookie,
+                      Place({static_cast<std::byte*>(data), data_bytes}, landing));
       return UCS_OK;
     }
     return ReceiveRendezvous(from, landing, data, data_bytes);
+  }
+
+  // A payload that came with its header, in memory of UCX.
+  absl::Status Place(std::span<const std::byte> payload, const Landing& landing) {
+    if (MemoryOf(landing.slot) == UCS_MEMORY_TYPE_CUDA)
+      return options_.device->Copy(landing.slot.data(), payload.data(), payload.size());
+    std::memcpy(landing.slot.data(), payload.data(), payload.size());
+    return absl::OkStatus();
+  }
+
+  ucs_memory_type_t MemoryOf(std::span<const std::byte> payload) const {
+    const bool on_device = options_.device != nullptr && options_.device->Contains(payload.data());
+    return on_device ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
   }
 
   ucs_status_t ReceiveRendezvous(PeerHandle from, const Landing& landing, void* descriptor,
                                  std::size_t bytes) {
     auto receive = std::make_unique<ReceiveOp>(ReceiveOp{this, from, landing.cookie});
     ucp_request_param_t params{};
-    params.op_attr_mask =
-        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                          UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    params.memory_type = MemoryOf(landing.slot);
     params.cb.recv_am = &UcxTransport::OnReceived;
     params.user_data = receive.get();
     const ucs_status_ptr_t request =
@@ -474,7 +512,8 @@ class UcxTransport : public Transport {
   const Clock& clock_;
   const ContextPtr context_;
   WorkerPtr worker_;  // dies with the progress thread
-  const std::string address_;
+  const UcxAddress address_;
+  const std::vector<Path> paths_;
   const int worker_fd_;  // the worker's own
   const std::unique_ptr<WorkQueue> work_;
   std::array<Handler, 16> handlers_;
@@ -498,16 +537,27 @@ absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& 
                                                               const Clock& clock) {
   std::map<std::string, std::string> settings = options.settings;
   if (!options.net_device.empty()) settings["NET_DEVICES"] = options.net_device;
-  KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings));
+  const auto found = settings.find("TLS");
+  const std::string tls = found == settings.end() ? "all" : found->second;
+  KVF_ASSIGN_OR_RETURN(std::vector<Path> paths,
+                       OfferPaths(tls, options.device != nullptr, options.required));
+  const bool device_memory = paths.front().memory == MemoryKind::kDevice;
+  if (device_memory) {
+    KVF_RETURN_IF_ERROR(options.device->Use());  // UCX looks for the GPU of the thread
+    settings["TLS"] = WithCuda(tls);
+  }
+  KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings, device_memory));
   KVF_ASSIGN_OR_RETURN(WorkerPtr worker, MakeWorker(context.get()));
-  KVF_ASSIGN_OR_RETURN(const std::string address, WorkerAddress(worker.get()));
+  KVF_ASSIGN_OR_RETURN(std::string worker_address, WorkerAddress(worker.get()));
+  KVF_ASSIGN_OR_RETURN(UcxAddress address,
+                       LocalUcxAddress(device_memory, std::move(worker_address)));
   int worker_fd = -1;
   KVF_RETURN_IF_ERROR(FromUcs(ucp_worker_get_efd(worker.get(), &worker_fd),
                               "read the UCX worker's event descriptor"));
   KVF_ASSIGN_OR_RETURN(std::unique_ptr<WorkQueue> work, WorkQueue::Create(clock));
-  auto transport =
-      std::make_unique<UcxTransport>(options, sink, clock, std::move(context), std::move(worker),
-                                     WrapAddress(address), worker_fd, std::move(work));
+  auto transport = std::make_unique<UcxTransport>(options, sink, clock, std::move(context),
+                                                  std::move(worker), std::move(address),
+                                                  std::move(paths), worker_fd, std::move(work));
   KVF_RETURN_IF_ERROR(transport->RegisterHandlers());
   transport->StartThread();
   return transport;

@@ -1,7 +1,10 @@
 #include "transport/ucx/address.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -36,9 +39,14 @@ absl::StatusOr<UcxAddress> LocalUcxAddress(bool device_memory, std::string worke
   std::string boot_id;
   if (!std::getline(file, boot_id) || boot_id.size() != 36)
     return absl::InternalError("/proc/sys/kernel/random/boot_id cannot be read");
+  // CUDA's handles of device memory do not cross a border between PID namespaces.
+  struct stat pid_namespace {};
+  if (stat("/proc/self/ns/pid", &pid_namespace) != 0)
+    return absl::InternalError("/proc/self/ns/pid cannot be read");
   boot_id.erase(std::remove(boot_id.begin(), boot_id.end(), '-'), boot_id.end());
   return UcxAddress{.host = std::strtoull(boot_id.substr(0, 16).c_str(), nullptr, 16) ^
-                            std::strtoull(boot_id.substr(16).c_str(), nullptr, 16),
+                            std::strtoull(boot_id.substr(16).c_str(), nullptr, 16) ^
+                            std::rotl(std::uint64_t{pid_namespace.st_ino}, 32),
                     .process = process,
                     .device_memory = device_memory,
                     .worker = std::move(worker)};

@@ -10,7 +10,7 @@ namespace kvferry::transport {
 
 // What a peer must know of a UCX transport; travels inside mTLS (docs/protocol.md, "UCX").
 struct UcxAddress {
-  std::uint64_t host = 0;      // the same for all processes of one running system
+  std::uint64_t host = 0;      // the same for all processes that can map each other's device memory
   std::uint64_t process = 0;   // another one in each
   bool device_memory = false;  // payloads may lie on a GPU
   std::string worker;          // as UCX packed it

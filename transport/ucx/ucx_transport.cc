@@ -31,7 +31,10 @@ namespace kvferry::transport {
 namespace {
 
 constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
-constexpr int kProgressBurst = 256;                 // then commands and timers have their turn
+// A payload on its way to a GPU is polled for at most this long after the last one came: to sleep,
+// UCX puts a host function into the GPU's stream of copies, behind which the next copy waits.
+constexpr absl::Duration kDevicePollLimit = absl::Milliseconds(1);
+constexpr int kProgressBurst = 256;  // then commands and timers have their turn
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
 
@@ -165,6 +168,7 @@ class UcxTransport : public Transport {
     UcxTransport* transport = nullptr;
     PeerHandle peer{};
     std::uint64_t cookie = 0;
+    bool on_device = false;
   };
 
   // ---- the progress loop ----
@@ -189,10 +193,14 @@ class UcxTransport : public Transport {
       }
       Settle();
       if (stopping_) break;
-      SleepUntilWork();
+      if (!AwaitsDevicePayload()) SleepUntilWork();
     }
     CloseAll();
     worker_.reset();  // here, where what it still completes may be called
+  }
+
+  bool AwaitsDevicePayload() const {
+    return device_receives_ > 0 && clock_.Now() - device_progress_ < kDevicePollLimit;
   }
 
   void SleepUntilWork() {
@@ -481,11 +489,13 @@ class UcxTransport : public Transport {
 
   ucs_status_t ReceiveRendezvous(PeerHandle from, const Landing& landing, void* descriptor,
                                  std::size_t bytes) {
-    auto receive = std::make_unique<ReceiveOp>(ReceiveOp{this, from, landing.cookie});
+    const ucs_memory_type_t memory = MemoryOf(landing.slot);
+    auto receive = std::make_unique<ReceiveOp>(
+        ReceiveOp{this, from, landing.cookie, memory == UCS_MEMORY_TYPE_CUDA});
     ucp_request_param_t params{};
     params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
                           UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
-    params.memory_type = MemoryOf(landing.slot);
+    params.memory_type = memory;
     params.cb.recv_am = &UcxTransport::OnReceived;
     params.user_data = receive.get();
     const ucs_status_ptr_t request =
@@ -495,14 +505,21 @@ class UcxTransport : public Transport {
       return UCS_OK;
     }
     if (UcxPeer* peer = Find(from)) ++peer->receives;
+    if (receive->on_device) NoteDeviceReceive(1);
     static_cast<void>(receive.release());  // OnReceived takes it back
     return UCS_INPROGRESS;
+  }
+
+  void NoteDeviceReceive(int change) {
+    device_receives_ += change;
+    device_progress_ = clock_.Now();
   }
 
   static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
     const std::unique_ptr<ReceiveOp> receive(static_cast<ReceiveOp*>(user_data));
     ucp_request_free(request);
     if (UcxPeer* peer = receive->transport->Find(receive->peer)) --peer->receives;
+    if (receive->on_device) receive->transport->NoteDeviceReceive(-1);
     receive->transport->sink_.OnPayload(receive->peer, receive->cookie,
                                         FromUcs(status, "receive a chunk"));
   }
@@ -522,6 +539,8 @@ class UcxTransport : public Transport {
   // Of the progress thread.
   bool stopping_ = false;
   bool pump_posted_ = false;
+  int device_receives_ = 0;                          // payloads that UCX copies to a GPU
+  MonoTime device_progress_ = absl::ZeroDuration();  // when their number last changed
   RateLimit limiter_;
   std::deque<std::unique_ptr<SendOp>> waiting_;  // for the rate limit
   absl::flat_hash_map<PeerHandle, std::unique_ptr<UcxPeer>> peers_;

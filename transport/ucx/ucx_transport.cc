@@ -7,24 +7,23 @@
 #include <array>
 #include <atomic>
 #include <cstring>
-#include <deque>
 #include <future>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "common/work_queue.h"
 #include "transport/pending_done.h"
-#include "transport/rate_limit.h"
 #include "transport/ucx/address.h"
 #include "transport/ucx/handles.h"
 #include "transport/ucx/path.h"
+#include "transport/ucx/peer_table.h"
 #include "transport/ucx/region.h"
+#include "transport/ucx/send_op.h"
 #include "transport/ucx/ucx_peer.h"
 
 namespace kvferry::transport {
@@ -38,9 +37,11 @@ constexpr int kProgressBurst = 256;  // then commands and timers have their turn
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
 
+}  // namespace
+
 // All UCX objects belong to the progress thread; other threads push work to it. Regions are the
 // exception: the context is shared.
-class UcxTransport : public Transport {
+class UcxTransport final : public Transport {
  public:
   UcxTransport(const UcxOptions& options, MessageSink* sink, const Clock& clock, ContextPtr context,
                WorkerPtr worker, UcxAddress address, std::vector<Path> paths, int worker_fd,
@@ -54,7 +55,7 @@ class UcxTransport : public Transport {
         paths_(std::move(paths)),
         worker_fd_(worker_fd),
         work_(std::move(work)),
-        limiter_(options.rate_limit_bytes_per_s) {}
+        waiting_(options.rate_limit_bytes_per_s) {}
 
   absl::Status RegisterHandlers() {
     for (std::uint8_t type = 1; type <= static_cast<std::uint8_t>(MessageType::kAbortAck); ++type) {
@@ -134,7 +135,7 @@ class UcxTransport : public Transport {
 
   void Disconnect(PeerHandle peer) override {
     Post([this, peer] {
-      if (UcxPeer* found = Find(peer))
+      if (UcxPeer* found = peers_.Find(peer))
         BeginClose(*found, absl::CancelledError(absl::StrCat("disconnected from ", found->name)));
     });
   }
@@ -153,15 +154,6 @@ class UcxTransport : public Transport {
   struct Handler {
     UcxTransport* transport = nullptr;
     MessageType type{};
-  };
-  // One posted message, until UCX has completed it.
-  struct SendOp {
-    UcxTransport* transport = nullptr;
-    PeerHandle peer{};
-    MessageType type{};
-    std::vector<std::byte> header;
-    std::span<const std::byte> payload;
-    PendingDone done;
   };
   // One accepted payload, until UCX has completed it.
   struct ReceiveOp {
@@ -215,35 +207,24 @@ class UcxTransport : public Transport {
     work_->Drain();
   }
 
-  std::vector<PeerHandle> PeersWhere(bool (*wanted)(const UcxPeer&)) const {
-    std::vector<PeerHandle> found;
-    for (const auto& [handle, peer] : peers_) {
-      if (wanted(*peer)) found.push_back(handle);
-    }
-    return found;
-  }
-
   // Closes peers that are lost, and reports those whose last operation has ended. Callbacks may
   // connect and send meanwhile, so the map is not walked while they run.
   void Settle() {
     for (const PeerHandle handle :
-         PeersWhere([](const UcxPeer& peer) { return !peer.lost.ok() && !peer.closing; })) {
-      StartClose(*Find(handle));
+         peers_.Where([](const UcxPeer& peer) { return !peer.lost.ok() && !peer.closing; })) {
+      StartClose(*peers_.Find(handle));
     }
     for (const PeerHandle handle :
-         PeersWhere([](const UcxPeer& peer) { return peer.closing && peer.idle(); })) {
-      const std::unique_ptr<UcxPeer> peer = std::move(peers_.at(handle));
-      peers_.erase(handle);
-      const auto found = by_incarnation_.find(peer->incarnation);
-      if (found != by_incarnation_.end() && found->second == handle) by_incarnation_.erase(found);
+         peers_.Where([](const UcxPeer& peer) { return peer.closing && peer.idle(); })) {
+      const std::unique_ptr<UcxPeer> peer = peers_.Remove(handle);
       sink_.OnPeerLost(handle, peer->lost);
     }
   }
 
   void CloseAll() {
     work_->Close();  // sends that nobody has looked at yet end as cancelled
-    DropWaiting(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
-    for (auto& [handle, peer] : peers_)
+    waiting_.Drop(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
+    for (const auto& [handle, peer] : peers_.all())
       BeginClose(*peer, absl::CancelledError("the transport stops"));
     const MonoTime deadline = clock_.Now() + kCloseLimit;
     Settle();
@@ -251,18 +232,13 @@ class UcxTransport : public Transport {
       if (ucp_worker_progress(worker_.get()) == 0) SleepUntilWork();
       Settle();
     }
-    for (auto& [handle, peer] : peers_) {
+    for (const auto& [handle, peer] : peers_.all()) {
       Log(LogLevel::kError, "peer_close_unfinished",
           {{"peer", peer->name}, {"sends", peer->sends}, {"receives", peer->receives}});
     }
   }
 
   // ---- peers ----
-
-  UcxPeer* Find(PeerHandle handle) {
-    const auto found = peers_.find(handle);
-    return found == peers_.end() ? nullptr : found->second.get();
-  }
 
   void OpenPeer(PeerHandle handle, std::uint64_t incarnation, const std::string& name,
                 const std::string& worker_address, const Path& path) {
@@ -289,8 +265,7 @@ class UcxTransport : public Transport {
       Log(LogLevel::kError, "path_missing", {{"peer", name}, {"why", lanes}});
       BeginClose(*peer, std::move(lanes));
     }
-    by_incarnation_[incarnation] = handle;
-    peers_.emplace(handle, std::move(peer));
+    peers_.Add(std::move(peer));
   }
 
   static absl::Status LanesMatch(const UcxPeer& peer, const Path& path) {
@@ -313,7 +288,7 @@ class UcxTransport : public Transport {
     if (absl::IsUnavailable(peer.lost))
       Log(LogLevel::kWarning, "peer_lost", {{"peer", peer.name}, {"why", peer.lost}});
     const PeerHandle handle = peer.handle;
-    DropWaiting(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
+    waiting_.Drop(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
     ucp_request_param_t params{};
     params.op_attr_mask =
         UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -331,7 +306,7 @@ class UcxTransport : public Transport {
   }
 
   void Heartbeat() {
-    for (auto& [handle, peer] : peers_) {
+    for (const auto& [handle, peer] : peers_.all()) {
       if (!peer->lost.ok()) continue;
       const absl::Duration silent = clock_.Now() - peer->last_heard;
       if (silent > options_.silence_limit) {
@@ -347,46 +322,29 @@ class UcxTransport : public Transport {
   // ---- sending ----
 
   void Admit(std::unique_ptr<SendOp> send) {
-    if (!send->payload.empty() && limiter_.limited()) {
-      waiting_.push_back(std::move(send));
-      PumpWaiting();
+    if (send->payload.empty() || !waiting_.limited()) {
+      PostSend(std::move(send));
       return;
     }
-    PostSend(std::move(send));
+    waiting_.Push(std::move(send));
+    PumpWaiting();
   }
 
-  // Payloads leave in order, as fast as the rate limit allows.
   void PumpWaiting() {
-    while (!waiting_.empty()) {
-      const absl::Duration wait = limiter_.Take(waiting_.front()->payload.size(), clock_.Now());
-      if (wait > absl::ZeroDuration()) {
-        if (!std::exchange(pump_posted_, true)) {
-          Post(
-              [this] {
-                pump_posted_ = false;
-                PumpWaiting();
-              },
-              wait);
-        }
-        return;
-      }
-      std::unique_ptr<SendOp> send = std::move(waiting_.front());
-      waiting_.pop_front();
+    absl::Duration wait;
+    while (std::unique_ptr<SendOp> send = waiting_.Take(clock_.Now(), wait))
       PostSend(std::move(send));
-    }
-  }
-
-  template <typename Predicate>
-  void DropWaiting(const absl::Status& why, Predicate drop) {
-    std::deque<std::unique_ptr<SendOp>> kept, dropped;
-    for (std::unique_ptr<SendOp>& send : waiting_)
-      (drop(*send) ? dropped : kept).push_back(std::move(send));
-    waiting_ = std::move(kept);
-    for (const std::unique_ptr<SendOp>& send : dropped) send->done(why);
+    if (wait == absl::ZeroDuration() || std::exchange(pump_posted_, true)) return;
+    Post(
+        [this] {
+          pump_posted_ = false;
+          PumpWaiting();
+        },
+        wait);
   }
 
   void PostSend(std::unique_ptr<SendOp> send) {
-    UcxPeer* peer = Find(send->peer);
+    UcxPeer* peer = peers_.Find(send->peer);
     if (peer == nullptr || !peer->lost.ok()) {
       send->done(peer == nullptr ? absl::UnavailableError("the peer is not connected")
                                  : peer->lost);
@@ -396,8 +354,8 @@ class UcxTransport : public Transport {
     params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
                           UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
     const ucs_memory_type_t memory = MemoryOf(send->payload);
-    const bool rendezvous = send->payload.size() >= kRendezvousBytes ||
-                            (!send->payload.empty() && memory == UCS_MEMORY_TYPE_CUDA);
+    const bool rendezvous =
+        send->payload.size() >= kRendezvousBytes || memory == UCS_MEMORY_TYPE_CUDA;
     params.flags = rendezvous ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
     params.memory_type = memory;
     params.cb.send = &UcxTransport::OnSent;
@@ -416,7 +374,7 @@ class UcxTransport : public Transport {
   static void OnSent(void* request, ucs_status_t status, void* user_data) {
     const std::unique_ptr<SendOp> send(static_cast<SendOp*>(user_data));
     ucp_request_free(request);
-    UcxPeer* peer = send->transport->Find(send->peer);
+    UcxPeer* peer = send->transport->peers_.Find(send->peer);
     if (peer != nullptr) --peer->sends;
     absl::Status result =
         FromUcs(status, absl::StrCat("send to ", peer == nullptr ? "a lost peer" : peer->name));
@@ -444,14 +402,10 @@ class UcxTransport : public Transport {
       return UCS_OK;
     std::memcpy(&prefix, framed.data(), sizeof(prefix));
     if (prefix.magic != kSenderMagic || prefix.reserved != 0) return UCS_OK;
-    PeerHandle from{};
-    if (const auto known = by_incarnation_.find(prefix.incarnation);
-        known != by_incarnation_.end()) {
-      from = known->second;
-      if (UcxPeer* peer = Find(from)) {
-        if (!peer->lost.ok()) return UCS_OK;  // already given up: nothing of it is taken any more
-        peer->last_heard = clock_.Now();
-      }
+    const PeerHandle from = peers_.FindIncarnation(prefix.incarnation);
+    if (UcxPeer* peer = peers_.Find(from)) {
+      if (!peer->lost.ok()) return UCS_OK;  // already given up: nothing of it is taken any more
+      peer->last_heard = clock_.Now();
     }
     if (type == MessageType::kHeartbeat) return UCS_OK;
     const std::span<const std::byte> header = framed.subspan(sizeof(prefix));
@@ -483,7 +437,8 @@ class UcxTransport : public Transport {
   }
 
   ucs_memory_type_t MemoryOf(std::span<const std::byte> payload) const {
-    const bool on_device = options_.device != nullptr && options_.device->Contains(payload.data());
+    const bool on_device =
+        options_.device != nullptr && !payload.empty() && options_.device->Contains(payload.data());
     return on_device ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
   }
 
@@ -504,7 +459,7 @@ class UcxTransport : public Transport {
       sink_.OnPayload(from, landing.cookie, FromUcs(UCS_PTR_STATUS(request), "receive a chunk"));
       return UCS_OK;
     }
-    if (UcxPeer* peer = Find(from)) ++peer->receives;
+    if (UcxPeer* peer = peers_.Find(from)) ++peer->receives;
     if (receive->on_device) NoteDeviceReceive(1);
     static_cast<void>(receive.release());  // OnReceived takes it back
     return UCS_INPROGRESS;
@@ -518,7 +473,7 @@ class UcxTransport : public Transport {
   static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
     const std::unique_ptr<ReceiveOp> receive(static_cast<ReceiveOp*>(user_data));
     ucp_request_free(request);
-    if (UcxPeer* peer = receive->transport->Find(receive->peer)) --peer->receives;
+    if (UcxPeer* peer = receive->transport->peers_.Find(receive->peer)) --peer->receives;
     if (receive->on_device) receive->transport->NoteDeviceReceive(-1);
     receive->transport->sink_.OnPayload(receive->peer, receive->cookie,
                                         FromUcs(status, "receive a chunk"));
@@ -541,15 +496,11 @@ class UcxTransport : public Transport {
   bool pump_posted_ = false;
   int device_receives_ = 0;                          // payloads that UCX copies to a GPU
   MonoTime device_progress_ = absl::ZeroDuration();  // when their number last changed
-  RateLimit limiter_;
-  std::deque<std::unique_ptr<SendOp>> waiting_;  // for the rate limit
-  absl::flat_hash_map<PeerHandle, std::unique_ptr<UcxPeer>> peers_;
-  absl::flat_hash_map<std::uint64_t, PeerHandle> by_incarnation_;
+  RateLimitedSends waiting_;
+  PeerTable peers_;
 
   std::thread thread_;
 };
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options,
                                                               MessageSink* sink,

@@ -36,6 +36,32 @@ TEST(Transfer, AdoptsExactlyWhatWasQuantized) {
   }
 }
 
+TEST(Transfer, PayloadsLieOnADeviceWhereBothSidesHaveOne) {
+  TransferPair pair({.sender_on_device = true, .receiver_on_device = true});
+  const Transfer transfer = OpenOrDie(pair);
+  ASSERT_TRUE(pair.SendChunks(transfer, 0, transfer.chunks.size()).ok());
+  ASSERT_TRUE(pair.Commit(transfer).ok());
+  ASSERT_TRUE(transfer.outcome->WaitReceiver().ok());
+  auto adopted = transfer.outcome->TakeSequence();
+  ASSERT_TRUE(adopted.has_value());
+  EXPECT_EQ(adopted->transport, "device");
+  adopted->cache.reset();
+  pair.receiver().Finish(transfer.id);
+  EXPECT_EQ(pair.device_paths().device_payloads, static_cast<int>(transfer.chunks.size()));
+  EXPECT_EQ(pair.device_paths().host_payloads, 0);
+  ExpectAdopted(pair);  // whole, too
+  pair.ExpectAllFree();
+}
+
+TEST(Transfer, PayloadsLieInHostMemoryWhereOneSideHasNoDevice) {
+  for (const bool sender : {false, true}) {
+    TransferPair pair({.sender_on_device = sender, .receiver_on_device = !sender});
+    ExpectAdopted(pair);
+    EXPECT_EQ(pair.device_paths().device_payloads, 0);
+    pair.ExpectAllFree();
+  }
+}
+
 TEST(Transfer, SeveralAtOnce) {
   TransferPair pair({.landing_slots = 16});
   std::vector<Transfer> transfers;

@@ -22,6 +22,7 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
         kMinCredits, " of a multiple of 4096 below 4 GiB are needed"));
   }
   std::unique_ptr<DataPlane> plane(new DataPlane(options, store, clock, metrics));
+  if (options.adopter_thread) plane->adopter_ = std::make_unique<SerialWorker>();
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
   KVF_RETURN_IF_ERROR(plane->MakeRings());
   return plane;
@@ -86,6 +87,7 @@ void DataPlane::Stop() {
   if (transport_ == nullptr) return;
   Deliver(std::move(outbox));
   transport_->Stop();
+  if (adopter_ != nullptr) adopter_->Stop();
   // Nobody writes any more: what was still fenced goes.
   absl::MutexLock lock(&mutex_);
   transfers_.clear();

@@ -20,6 +20,7 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/metrics.h"
+#include "common/serial_worker.h"
 #include "decode_node/admission.h"
 #include "decode_node/block_receiver.h"
 #include "decode_node/cache_store.h"
@@ -81,6 +82,9 @@ struct DataPlaneOptions {
   AdmissionLimits admission;
   int vocabulary = 0;
   std::function<absl::Duration()> step_time;  // of the engine, for retry hints
+  // Chunks are adopted on a thread of their own, which waits for a GPU so that the progress thread
+  // does not. Else on the progress thread.
+  bool adopter_thread = false;
 };
 
 // Makes the process's transport, with `sink` for its messages.
@@ -203,6 +207,8 @@ class DataPlane final : private transport::MessageSink {
                                 std::size_t payload_bytes) override;
   void OnPayload(transport::PeerHandle from, std::uint64_t cookie,
                  const absl::Status& status) override;
+  // Checks and copies what has landed in `slot`, and tells its transfer.
+  void Adopt(std::uint32_t slot, const absl::Status& status);
   void OnPeerLost(transport::PeerHandle handle, const absl::Status& why) override;
   void OnTimer(const TransferId& id, std::uint64_t timer);
 
@@ -269,6 +275,8 @@ class DataPlane final : private transport::MessageSink {
     std::unique_ptr<CacheMemory::Pin> pin;  // of host memory
   };
   std::vector<Ring> rings_;
+  // Null: chunks are adopted on the progress thread. Stops after the transport.
+  std::unique_ptr<SerialWorker> adopter_;
 };
 
 }  // namespace kvferry::decode

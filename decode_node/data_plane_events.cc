@@ -133,6 +133,14 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
 
 void DataPlane::OnPayload(PeerHandle, std::uint64_t cookie, const absl::Status& status) {
   const auto slot = static_cast<std::uint32_t>(cookie);
+  if (adopter_ == nullptr) {
+    Adopt(slot, status);
+    return;
+  }
+  adopter_->Push([this, slot, status] { Adopt(slot, status); });
+}
+
+void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
   transport::ChunkHeader header;
   StoredSequence* sequence = nullptr;
   {

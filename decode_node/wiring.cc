@@ -267,6 +267,7 @@ class Node final : public DecodeNode {
                          .credits_per_transfer = config_.credits_per_transfer()};
     options.vocabulary = model_->config().vocabulary;
     options.step_time = [this] { return engine_->step_time(); };
+    options.adopter_thread = device_.gpu.has_value();
     KVF_ASSIGN_OR_RETURN(
         data_plane_,
         DataPlane::Create(

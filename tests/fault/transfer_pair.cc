@@ -117,7 +117,8 @@ TransferPair::TransferPair(const PairOptions& options)
                                  .max_sequences = 8,
                                  .credits_per_transfer = 3},
                    .vocabulary = kVocabulary,
-                   .step_time = [] { return absl::Milliseconds(1); }},
+                   .step_time = [] { return absl::Milliseconds(1); },
+                   .adopter_thread = options.adopter_thread},
                   *store_,
                   LoopbackFactory<decode::TransportFactory>(
                       *network_, options.receiver_on_device ? &device_paths_ : nullptr),

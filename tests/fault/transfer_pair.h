@@ -31,6 +31,7 @@ struct PairOptions {
   absl::Duration lease = absl::Seconds(5);
   bool sender_on_device = false;  // has a device path too
   bool receiver_on_device = false;
+  bool adopter_thread = false;
 };
 
 // What each side says of one transfer. Thread: any.

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/log.h"
+#include "common/serial_worker.h"
 #include "common/status_macros.h"
 #include "transport/wire.h"
 
@@ -37,7 +38,8 @@ absl::StatusOr<std::unique_ptr<Transport>> MakeTransport(UcxOptions options,
   return CreateUcxTransport(options, sink, Clock::Steady());
 }
 
-// Lands chunks in a ring, verifies them, answers. Thread: progress thread.
+// Lands chunks in a ring, verifies them, answers. Thread: progress thread, and perhaps one that
+// verifies.
 class Receiver : public MessageSink {
  public:
   explicit Receiver(const ChunkStreamOptions& options) : options_(options) {}
@@ -46,12 +48,15 @@ class Receiver : public MessageSink {
     transport_ = transport;
     for (std::size_t at = 0; at + options_.chunk_bytes <= ring.size(); at += options_.chunk_bytes)
       slots_.push_back({ring.subspan(at, options_.chunk_bytes), {}});
+    if (options_.check_apart) checker_ = std::make_unique<SerialWorker>();
+    const absl::MutexLock lock(&mutex_);
     for (std::size_t i = 0; i < slots_.size(); ++i) free_.push_back(i);
   }
   void OnMessage(PeerHandle, MessageType, std::span<const std::byte>) override {}
   Landing OnIncoming(PeerHandle, MessageType, std::span<const std::byte> bytes,
                      std::size_t payload_bytes) override {
     const auto header = DecodeChunkHeader(bytes, Key());
+    const absl::MutexLock lock(&mutex_);
     if (!header.ok() || header->payload_bytes != payload_bytes || free_.empty()) return {};
     const std::size_t slot = free_.back();
     free_.pop_back();
@@ -59,8 +64,25 @@ class Receiver : public MessageSink {
     return {slots_[slot].memory, slot};
   }
   void OnPayload(PeerHandle from, std::uint64_t cookie, const absl::Status& status) override {
-    const Slot& slot = slots_[cookie];
-    free_.push_back(cookie);
+    if (checker_ == nullptr) {
+      Answer(from, cookie, status);
+      return;
+    }
+    checker_->Push([this, from, cookie, status] { Answer(from, cookie, status); });
+  }
+  void OnPeerLost(PeerHandle, const absl::Status&) override {}
+
+  // When the transport has stopped.
+  void Stop() { checker_.reset(); }
+
+ private:
+  struct Slot {
+    std::span<std::byte> memory;
+    ChunkHeader header;
+  };
+
+  void Answer(PeerHandle from, std::size_t index, const absl::Status& status) {
+    const Slot& slot = slots_[index];
     const bool good = status.ok() && Verified(slot);
     std::array<std::byte, kControlHeaderBytes> answer;
     const MessageType type = good ? MessageType::kAck : MessageType::kNack;
@@ -68,15 +90,12 @@ class Receiver : public MessageSink {
                    .sender_incarnation = Incarnation{kReceiver},
                    .chunk_seq = slot.header.chunk_seq},
                   Key(), answer);
+    {
+      const absl::MutexLock lock(&mutex_);
+      free_.push_back(index);  // before the sender can learn of it
+    }
     transport_->Send(from, type, answer, {}, [](const absl::Status&) {});
   }
-  void OnPeerLost(PeerHandle, const absl::Status&) override {}
-
- private:
-  struct Slot {
-    std::span<std::byte> memory;
-    ChunkHeader header;
-  };
   bool Verified(const Slot& slot) const {
     const absl::StatusOr<std::uint32_t> crc =
         options_.check(slot.memory.first(slot.header.payload_bytes));
@@ -84,8 +103,10 @@ class Receiver : public MessageSink {
   }
   const ChunkStreamOptions& options_;
   Transport* transport_ = nullptr;
-  std::vector<Slot> slots_;
-  std::vector<std::size_t> free_;
+  std::vector<Slot> slots_;  // fixed after Use; one that is not free belongs to its chunk
+  absl::Mutex mutex_;
+  std::vector<std::size_t> free_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<SerialWorker> checker_;
 };
 
 absl::Status Receive(int fd, const ChunkStreamOptions& options) {
@@ -102,6 +123,7 @@ absl::Status Receive(int fd, const ChunkStreamOptions& options) {
   while (read(fd, &c, 1) > 0) {
   }
   transport->Stop();
+  sink.Stop();
   return absl::OkStatus();
 }
 

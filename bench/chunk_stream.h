@@ -22,6 +22,8 @@ struct ChunkStreamOptions {
   int window = 0;  // chunks in flight, and slots on each side
   // The CRC32C of a chunk in its slot; what else is done with a chunk is done in there.
   std::function<absl::StatusOr<std::uint32_t>(std::span<const std::byte>)> check;
+  // The receiver checks on a thread of its own, as a decode worker on a GPU.
+  bool check_apart = false;
 };
 
 // The receiving process: verifies and acknowledges until the sender's end of the socket `fd` is

@@ -6,13 +6,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <csignal>
 #include <cstdio>
-#include <cstdlib>
 #include <iostream>
-#include <memory>
-#include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,14 +16,11 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
+#include "bench/chunk_stream.h"
 #include "bench/report.h"
 #include "common/crc32c.h"
-#include "common/log.h"
 #include "common/status_macros.h"
 #include "transport/ucx/ucx_transport.h"
-#include "transport/wire.h"
 
 // Chunks from one process to another through transport/ucx over TCP loopback, each with its header
 // sealed and checked, its checksum computed by the sender and verified by the receiver, and
@@ -38,227 +31,11 @@ namespace {
 
 using namespace transport;  // NOLINT: the bench is about this folder
 
-constexpr std::uint64_t kSender = 1, kReceiver = 2;
-constexpr absl::Duration kRoundLimit = absl::Minutes(2);
-
-PairKey Key() {
-  PairKey key;
-  std::iota(key.begin(), key.end(), std::uint8_t{1});
-  return key;
+ChunkStreamOptions StreamOptions(std::size_t chunk_bytes, int window) {
+  return {.chunk_bytes = chunk_bytes,
+          .window = window,
+          .check = [](std::span<const std::byte> payload) { return Crc32c(payload); }};
 }
-
-absl::StatusOr<std::unique_ptr<Transport>> MakeTransport(std::uint64_t incarnation,
-                                                         MessageSink* sink) {
-  UcxOptions options;
-  options.incarnation = incarnation;
-  return CreateUcxTransport(options, sink, Clock::Steady());
-}
-
-// The addresses of the two processes pass over a socket, a length first.
-bool WriteAddress(int fd, const std::string& address) {
-  const std::uint32_t size = address.size();
-  return write(fd, &size, sizeof(size)) == sizeof(size) &&
-         write(fd, address.data(), size) == static_cast<ssize_t>(size);
-}
-std::string ReadAddress(int fd) {
-  std::uint32_t size = 0;
-  if (read(fd, &size, sizeof(size)) != sizeof(size)) return "";
-  std::string address(size, '\0');
-  if (read(fd, address.data(), size) != static_cast<ssize_t>(size)) return "";
-  return address;
-}
-
-// Lands chunks in a ring, verifies them, answers. Thread: progress thread.
-class Receiver : public MessageSink {
- public:
-  void Use(Transport* transport, std::span<std::byte> ring, std::size_t chunk_bytes) {
-    transport_ = transport;
-    for (std::size_t at = 0; at + chunk_bytes <= ring.size(); at += chunk_bytes)
-      slots_.push_back({ring.subspan(at, chunk_bytes), {}});
-    for (std::size_t i = 0; i < slots_.size(); ++i) free_.push_back(i);
-  }
-  void OnMessage(PeerHandle, MessageType, std::span<const std::byte>) override {}
-  Landing OnIncoming(PeerHandle, MessageType, std::span<const std::byte> bytes,
-                     std::size_t payload_bytes) override {
-    const auto header = DecodeChunkHeader(bytes, Key());
-    if (!header.ok() || header->payload_bytes != payload_bytes || free_.empty()) return {};
-    const std::size_t slot = free_.back();
-    free_.pop_back();
-    slots_[slot].header = *header;
-    return {slots_[slot].memory, slot};
-  }
-  void OnPayload(PeerHandle from, std::uint64_t cookie, const absl::Status& status) override {
-    Slot& slot = slots_[cookie];
-    free_.push_back(cookie);
-    const bool good = status.ok() && Crc32c(slot.memory.first(slot.header.payload_bytes)) ==
-                                         static_cast<std::uint32_t>(slot.header.payload_check);
-    std::array<std::byte, kControlHeaderBytes> answer;
-    const MessageType type = good ? MessageType::kAck : MessageType::kNack;
-    EncodeControl({.type = type,
-                   .sender_incarnation = Incarnation{kReceiver},
-                   .chunk_seq = slot.header.chunk_seq},
-                  Key(), answer);
-    transport_->Send(from, type, answer, {}, [](const absl::Status&) {});
-  }
-  void OnPeerLost(PeerHandle, const absl::Status&) override {}
-
- private:
-  struct Slot {
-    std::span<std::byte> memory;
-    ChunkHeader header;
-  };
-  Transport* transport_ = nullptr;
-  std::vector<Slot> slots_;
-  std::vector<std::size_t> free_;
-};
-
-// The child process: receives until its end of the socket is closed.
-int RunReceiver(int fd, std::size_t chunk_bytes, int window) {
-  if (!SetLogLevel("error").ok()) return 1;  // that the sender leaves is no news
-  Receiver sink;
-  auto transport = MakeTransport(kReceiver, &sink);
-  if (!transport.ok()) return 1;
-  auto ring = (*transport)->Allocate(chunk_bytes * window);
-  if (!ring.ok()) return 1;
-  sink.Use(transport->get(), (*ring)->bytes(), chunk_bytes);
-  const std::string sender = ReadAddress(fd);
-  if (!(*transport)->Connect(sender, kSender, "sender").ok()) return 1;
-  if (!WriteAddress(fd, (*transport)->LocalAddress())) return 1;
-  char c = 0;
-  while (read(fd, &c, 1) > 0) {
-  }
-  (*transport)->Stop();
-  return 0;
-}
-
-// Counts acknowledgements and hands slots back. Thread: the progress thread gives, the bench's
-// takes.
-class Credits : public MessageSink {
- public:
-  explicit Credits(int window) : slots_(window) { std::iota(slots_.begin(), slots_.end(), 0); }
-
-  void OnMessage(PeerHandle, MessageType type, std::span<const std::byte> bytes) override {
-    const auto answer = DecodeControl(bytes, type, Key());
-    const absl::MutexLock lock(&mutex_);
-    if (!answer.ok() || type != MessageType::kAck) {
-      failure_ = absl::DataLossError("a chunk was not acknowledged");
-      return;
-    }
-    Release(answer->chunk_seq);
-  }
-  Landing OnIncoming(PeerHandle, MessageType, std::span<const std::byte>, std::size_t) override {
-    return {};
-  }
-  void OnPayload(PeerHandle, std::uint64_t, const absl::Status&) override {}
-  void OnPeerLost(PeerHandle, const absl::Status& why) override {
-    const absl::MutexLock lock(&mutex_);
-    failure_ = why;
-  }
-
-  // A slot is free again when its chunk is acknowledged and its send has completed.
-  void SendCompleted(std::uint32_t chunk_seq) {
-    const absl::MutexLock lock(&mutex_);
-    Release(chunk_seq);
-  }
-  absl::StatusOr<int> TakeSlot() {
-    const absl::MutexLock lock(&mutex_);
-    const auto ready = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return !slots_.empty() || !failure_.ok();
-    };
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&ready), kRoundLimit))
-      return absl::DeadlineExceededError("no chunk was acknowledged");
-    KVF_RETURN_IF_ERROR(failure_);
-    const int slot = slots_.back();
-    slots_.pop_back();
-    return slot;
-  }
-  void Begin(std::uint32_t chunk_seq, int slot) {
-    const absl::MutexLock lock(&mutex_);
-    if (slot_of_.size() <= chunk_seq) slot_of_.resize(chunk_seq + 1);
-    slot_of_[chunk_seq] = {slot, 2};
-  }
-
- private:
-  struct InFlight {
-    int slot = 0;
-    int missing = 0;
-  };
-  void Release(std::uint32_t chunk_seq) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (chunk_seq < slot_of_.size() && --slot_of_[chunk_seq].missing == 0)
-      slots_.push_back(slot_of_[chunk_seq].slot);
-  }
-
-  absl::Mutex mutex_;
-  std::vector<int> slots_ ABSL_GUARDED_BY(mutex_);
-  std::vector<InFlight> slot_of_ ABSL_GUARDED_BY(mutex_);
-  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
-};
-
-// Sends chunks to a receiver process that lives as long as this.
-class Sender {
- public:
-  static absl::StatusOr<std::unique_ptr<Sender>> Create(int fd, std::size_t chunk_bytes,
-                                                        int window) {
-    auto sender = std::unique_ptr<Sender>(new Sender(chunk_bytes, window));
-    KVF_ASSIGN_OR_RETURN(sender->transport_, MakeTransport(kSender, &sender->credits_));
-    KVF_ASSIGN_OR_RETURN(sender->region_, sender->transport_->Allocate(chunk_bytes * window));
-    if (!WriteAddress(fd, sender->transport_->LocalAddress()))
-      return absl::InternalError("the receiver process has ended");
-    KVF_ASSIGN_OR_RETURN(sender->receiver_,
-                         sender->transport_->Connect(ReadAddress(fd), kReceiver, "receiver"));
-    return sender;
-  }
-  ~Sender() {
-    if (transport_ != nullptr) transport_->Stop();
-  }
-
-  // GB/s from the first checksum to the last acknowledgement.
-  absl::StatusOr<double> Round(int chunks) {
-    const absl::Time begin = absl::Now();
-    for (int i = 0; i < chunks; ++i) KVF_RETURN_IF_ERROR(SendOne());
-    std::vector<int> all(window_);
-    for (int& slot : all) {
-      KVF_ASSIGN_OR_RETURN(slot, credits_.TakeSlot());
-    }
-    const double seconds = absl::ToDoubleSeconds(absl::Now() - begin);
-    for (const int slot : all) ReturnSlot(slot);
-    return static_cast<double>(chunk_bytes_) * chunks / seconds / 1e9;
-  }
-
- private:
-  Sender(std::size_t chunk_bytes, int window)
-      : chunk_bytes_(chunk_bytes), window_(window), credits_(window) {}
-
-  absl::Status SendOne() {
-    KVF_ASSIGN_OR_RETURN(const int slot, credits_.TakeSlot());
-    const std::uint32_t seq = next_seq_++;
-    credits_.Begin(seq, slot);
-    const auto payload = region_->bytes().subspan(slot * chunk_bytes_, chunk_bytes_);
-    std::array<std::byte, kChunkHeaderBytes> header;
-    EncodeChunkHeader({.sender_incarnation = Incarnation{kSender},
-                       .chunk_seq = seq,
-                       .payload_check = Crc32c(payload),
-                       .payload_bytes = static_cast<std::uint32_t>(chunk_bytes_)},
-                      Key(), header);
-    transport_->Send(receiver_, MessageType::kChunk, header, payload,
-                     [this, seq](const absl::Status&) { credits_.SendCompleted(seq); });
-    return absl::OkStatus();
-  }
-  void ReturnSlot(int slot) {
-    const std::uint32_t seq = next_seq_++;
-    credits_.Begin(seq, slot);
-    credits_.SendCompleted(seq);
-    credits_.SendCompleted(seq);
-  }
-
-  const std::size_t chunk_bytes_;
-  const int window_;
-  Credits credits_;
-  std::unique_ptr<Transport> transport_;
-  std::unique_ptr<Region> region_;
-  PeerHandle receiver_{};
-  std::uint32_t next_seq_ = 0;
-};
 
 // A port that nobody listens on now.
 int FreePort() {
@@ -337,8 +114,9 @@ struct Baseline {
 };
 
 absl::Status Measure(const Arguments& arguments, int fd, Report& report) {
-  KVF_ASSIGN_OR_RETURN(const auto sender,
-                       Sender::Create(fd, arguments.chunk_bytes, arguments.window));
+  KVF_ASSIGN_OR_RETURN(
+      const auto sender,
+      ChunkSender::Create(fd, StreamOptions(arguments.chunk_bytes, arguments.window)));
   KVF_RETURN_IF_ERROR(sender->Round(arguments.window * 4).status());  // connects, touches memory
   std::vector<Baseline> baselines = {
       {"-e", "ucx_perftest ucp_am_bw in our error mode", ">= 0.85", {}, {}},
@@ -387,7 +165,7 @@ int Run(int argc, char** argv) {
   const pid_t child = fork();  // before there are threads
   if (child == 0) {
     close(sockets[0]);
-    _exit(RunReceiver(sockets[1], arguments.chunk_bytes, arguments.window));
+    _exit(ReceiveChunks(sockets[1], StreamOptions(arguments.chunk_bytes, arguments.window)));
   }
   close(sockets[1]);
   Report report("transfer", argc, argv);

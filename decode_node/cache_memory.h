@@ -59,8 +59,8 @@ class CacheMemory {
   };
   virtual absl::StatusOr<std::unique_ptr<Pin>> PinLanding(std::span<std::byte> ring) = 0;
 
-  // Copies `payload`, which is host memory, to the pieces of `parts` and returns its CRC32C, in one
-  // reading. Nothing of the call goes on when it returns, also after an error.
+  // Copies `payload`, which is host memory or the device's, to the pieces of `parts` and returns
+  // its CRC32C, in one reading. Nothing of the call goes on when it returns, also after an error.
   virtual absl::StatusOr<std::uint32_t> CopyChunk(std::span<const ChunkPart> parts,
                                                   std::span<const std::byte> payload) = 0;
 

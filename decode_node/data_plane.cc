@@ -22,11 +22,30 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
         kMinCredits, " of a multiple of 4096 below 4 GiB are needed"));
   }
   std::unique_ptr<DataPlane> plane(new DataPlane(options, store, clock, metrics));
+  if (options.adopter_thread) plane->adopter_ = std::make_unique<SerialWorker>();
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
-  KVF_ASSIGN_OR_RETURN(plane->region_,
-                       plane->transport_->Allocate(options.slot_bytes * options.slots));
-  KVF_ASSIGN_OR_RETURN(plane->pin_, store.memory().PinLanding(plane->region_->bytes()));
+  KVF_RETURN_IF_ERROR(plane->MakeRings());
   return plane;
+}
+
+absl::Status DataPlane::MakeRings() {
+  absl::MutexLock lock(&mutex_);
+  for (const transport::Path& path : transport_->paths()) {
+    const auto same = [&](const Ring& ring) { return ring.memory == path.memory; };
+    if (std::any_of(rings_.begin(), rings_.end(), same)) continue;
+    KVF_ASSIGN_OR_RETURN(std::unique_ptr<transport::Region> region,
+                         transport_->Allocate(options_.slot_bytes * options_.slots, path.memory));
+    std::unique_ptr<CacheMemory::Pin> pin;
+    if (path.memory == transport::MemoryKind::kHost) {
+      KVF_ASSIGN_OR_RETURN(pin, store_.memory().PinLanding(region->bytes()));
+    }
+    const auto first = static_cast<std::uint32_t>(rings_.size()) * options_.slots;
+    rings_.push_back({.memory = path.memory, .region = std::move(region), .pin = std::move(pin)});
+    std::vector<std::uint32_t>& free = free_slots_.emplace_back();
+    for (std::uint32_t slot = options_.slots; slot > 0; --slot) free.push_back(first + slot - 1);
+  }
+  landing_.resize(rings_.size() * options_.slots);
+  return absl::OkStatus();
 }
 
 DataPlane::DataPlane(const DataPlaneOptions& options, CacheStore& store, const Clock& clock,
@@ -45,10 +64,7 @@ DataPlane::DataPlane(const DataPlaneOptions& options, CacheStore& store, const C
                                   {{"result", "adopted"}})),
       failed_(metrics.GetCounter("kvferry_decode_transfers_total", "Transfers that ended",
                                  {{"result", "failed"}})),
-      landing_(options.slots),
-      free_credits_(options.slots) {
-  for (std::uint32_t slot = options.slots; slot > 0; --slot) free_slots_.push_back(slot - 1);
-}
+      free_credits_(options.slots) {}
 
 DataPlane::~DataPlane() { Stop(); }
 
@@ -71,12 +87,14 @@ void DataPlane::Stop() {
   if (transport_ == nullptr) return;
   Deliver(std::move(outbox));
   transport_->Stop();
+  if (adopter_ != nullptr) adopter_->Stop();
   // Nobody writes any more: what was still fenced goes.
   absl::MutexLock lock(&mutex_);
   transfers_.clear();
 }
 
 absl::Status DataPlane::AddPeer(const PrefillPeer& peer) {
+  KVF_ASSIGN_OR_RETURN(const transport::Path path, transport_->PathTo(peer.data_address));
   // Outside the mutex: the transport may wait for its progress thread, which may wait for us.
   KVF_ASSIGN_OR_RETURN(
       const PeerHandle handle,
@@ -94,13 +112,13 @@ absl::Status DataPlane::AddPeer(const PrefillPeer& peer) {
       old.replaced = true;
       outbox.disconnects.push_back(old.handle);
     }
-    peers_.push_back({.info = peer, .handle = handle});
+    peers_.push_back({.info = peer, .handle = handle, .path = path});
   }
   Deliver(std::move(outbox));
   Log(LogLevel::kInfo, "peer_connected",
       {{"peer", peer.name},
        {"incarnation", absl::StrCat(absl::Hex(static_cast<std::uint64_t>(peer.incarnation)))},
-       {"transport", label()}});
+       {"transport", path.label}});
   return absl::OkStatus();
 }
 
@@ -258,7 +276,9 @@ std::vector<TransferSnapshot> DataPlane::Transfers() const {
 
 std::uint32_t DataPlane::free_slots() const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<std::uint32_t>(free_slots_.size());
+  std::size_t free = 0;
+  for (const std::vector<std::uint32_t>& ring : free_slots_) free += ring.size();
+  return static_cast<std::uint32_t>(free);
 }
 
 bool DataPlane::WaitIdle(absl::Duration limit) const {
@@ -280,7 +300,20 @@ DataPlane::Transfer* DataPlane::Find(const TransferId& id) {
 }
 
 std::span<std::byte> DataPlane::SlotBytes(std::uint32_t slot) const {
-  return region_->bytes().subspan(slot * options_.slot_bytes, options_.slot_bytes);
+  return rings_[slot / options_.slots].region->bytes().subspan(
+      slot % options_.slots * options_.slot_bytes, options_.slot_bytes);
+}
+
+std::size_t DataPlane::RingOf(const Peer& peer) const {
+  const auto ring = std::find_if(rings_.begin(), rings_.end(),
+                                 [&](const Ring& r) { return r.memory == peer.path.memory; });
+  return static_cast<std::size_t>(ring - rings_.begin());
+}
+
+std::vector<std::string> DataPlane::labels() const {
+  std::vector<std::string> labels;
+  for (const transport::Path& path : transport_->paths()) labels.push_back(path.label);
+  return labels;
 }
 
 }  // namespace kvferry::decode

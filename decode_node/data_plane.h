@@ -20,6 +20,7 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "common/metrics.h"
+#include "common/serial_worker.h"
 #include "decode_node/admission.h"
 #include "decode_node/block_receiver.h"
 #include "decode_node/cache_store.h"
@@ -39,6 +40,7 @@ struct PrefillPeer {
 // A sequence on its way to the engine: everything of it is here and checked.
 struct AdoptedSequence {
   std::unique_ptr<StoredSequence> cache;
+  std::string transport;  // the label of the path that it came on
   std::int32_t first_token = 0;
   std::uint64_t payload_bytes = 0;
   std::uint32_t chunks = 0;
@@ -80,6 +82,9 @@ struct DataPlaneOptions {
   AdmissionLimits admission;
   int vocabulary = 0;
   std::function<absl::Duration()> step_time;  // of the engine, for retry hints
+  // Chunks are adopted on a thread of their own, which waits for a GPU so that the progress thread
+  // does not. Else on the progress thread.
+  bool adopter_thread = false;
 };
 
 // Makes the process's transport, with `sink` for its messages.
@@ -101,7 +106,11 @@ class DataPlane final : private transport::MessageSink {
   ~DataPlane() override;
 
   std::string LocalAddress() const { return transport_->LocalAddress(); }
-  std::string label() const { return std::string(transport_->label()); }
+  // Of the paths that this process has, best first.
+  std::vector<std::string> labels() const;
+  absl::StatusOr<transport::Path> PathTo(std::string_view address) const {
+    return transport_->PathTo(address);
+  }
   Incarnation incarnation() const { return options_.incarnation; }
   std::size_t slot_bytes() const { return options_.slot_bytes; }
 
@@ -126,7 +135,7 @@ class DataPlane final : private transport::MessageSink {
   bool draining() const;
   std::vector<TransferSnapshot> Transfers() const;
   std::uint32_t free_slots() const;
-  std::uint32_t slots() const { return options_.slots; }
+  std::uint32_t slots() const { return static_cast<std::uint32_t>(rings_.size()) * options_.slots; }
   // Until no transfer is left. False: `limit` passed.
   bool WaitIdle(absl::Duration limit) const;
   // Fails every transfer with kUnavailable and stops the transport. Idempotent.
@@ -136,6 +145,7 @@ class DataPlane final : private transport::MessageSink {
   struct Peer {
     PrefillPeer info;
     transport::PeerHandle handle{};
+    transport::Path path;
     bool replaced = false;  // by a newer connection; here until its OnPeerLost
   };
   struct Transfer {
@@ -144,6 +154,7 @@ class DataPlane final : private transport::MessageSink {
     BlockReceiver receiver;
     std::unique_ptr<StoredSequence> sequence;  // null once the engine has it
     std::string request_id;
+    std::string transport;  // the path's label, from the first chunk on
     Demand demand;
     std::uint32_t credits = 0;  // 0 once they have gone back
     std::shared_ptr<RunListener> listener;
@@ -187,6 +198,8 @@ class DataPlane final : private transport::MessageSink {
   DataPlane(const DataPlaneOptions& options, CacheStore& store, const Clock& clock,
             Metrics& metrics);
 
+  absl::Status MakeRings();
+
   void OnMessage(transport::PeerHandle from, transport::MessageType type,
                  std::span<const std::byte> header) override;
   transport::Landing OnIncoming(transport::PeerHandle from, transport::MessageType type,
@@ -194,6 +207,8 @@ class DataPlane final : private transport::MessageSink {
                                 std::size_t payload_bytes) override;
   void OnPayload(transport::PeerHandle from, std::uint64_t cookie,
                  const absl::Status& status) override;
+  // Checks and copies what has landed in `slot`, and tells its transfer.
+  void Adopt(std::uint32_t slot, const absl::Status& status);
   void OnPeerLost(transport::PeerHandle handle, const absl::Status& why) override;
   void OnTimer(const TransferId& id, std::uint64_t timer);
 
@@ -225,6 +240,7 @@ class DataPlane final : private transport::MessageSink {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Arm(Transfer& transfer, Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(Outbox outbox);
+  std::size_t RingOf(const Peer& peer) const;
   std::span<std::byte> SlotBytes(std::uint32_t slot) const;
 
   const DataPlaneOptions options_;
@@ -245,14 +261,22 @@ class DataPlane final : private transport::MessageSink {
   absl::flat_hash_map<TransferId, Tombstone> tombstones_ ABSL_GUARDED_BY(mutex_);
   std::deque<TransferId> tombstone_order_ ABSL_GUARDED_BY(mutex_);  // the newest ones are kept
   std::vector<LandingUse> landing_ ABSL_GUARDED_BY(mutex_);         // by slot
-  std::vector<std::uint32_t> free_slots_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::vector<std::uint32_t>> free_slots_ ABSL_GUARDED_BY(mutex_);  // by ring
   std::uint32_t free_credits_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<transport::Transport> transport_;
-  std::unique_ptr<transport::Region> region_;  // the landing ring
-  std::unique_ptr<CacheMemory::Pin> pin_;      // of the ring
+  // One landing ring for each kind of memory that a path has; ring r has the slots [r * slots, (r +
+  // 1) * slots). Each has a slot for every credit. Fixed after Create.
+  struct Ring {
+    transport::MemoryKind memory{};
+    std::unique_ptr<transport::Region> region;
+    std::unique_ptr<CacheMemory::Pin> pin;  // of host memory
+  };
+  std::vector<Ring> rings_;
+  // Null: chunks are adopted on the progress thread. Stops after the transport.
+  std::unique_ptr<SerialWorker> adopter_;
 };
 
 }  // namespace kvferry::decode

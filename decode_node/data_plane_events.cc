@@ -115,7 +115,8 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
         AnswerUnknown(*peer, MessageType::kChunk, header.transfer_id, header.epoch, outbox));
     return absl::AlreadyExistsError("a chunk of a transfer that was adopted");
   }
-  if (free_slots_.empty()) {
+  std::vector<std::uint32_t>& free = free_slots_[RingOf(*peer)];
+  if (free.empty()) {
     return absl::InternalError("no landing slot is free although all are promised");
   }
   ReceiverActions actions;
@@ -123,14 +124,23 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
       transfer->receiver.OnChunk(from, header, payload_bytes, clock_.Now(), actions);
   Perform(*transfer, actions, outbox);
   KVF_RETURN_IF_ERROR(status);
-  const std::uint32_t slot = free_slots_.back();
-  free_slots_.pop_back();
+  transfer->transport = peer->path.label;
+  const std::uint32_t slot = free.back();
+  free.pop_back();
   landing_[slot] = {.header = header, .busy = true};
   return slot;
 }
 
 void DataPlane::OnPayload(PeerHandle, std::uint64_t cookie, const absl::Status& status) {
   const auto slot = static_cast<std::uint32_t>(cookie);
+  if (adopter_ == nullptr) {
+    Adopt(slot, status);
+    return;
+  }
+  adopter_->Push([this, slot, status] { Adopt(slot, status); });
+}
+
+void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
   transport::ChunkHeader header;
   StoredSequence* sequence = nullptr;
   {
@@ -168,7 +178,7 @@ void DataPlane::OnPayload(PeerHandle, std::uint64_t cookie, const absl::Status& 
     }
     // Free before the sender can learn of it: it may then send into every slot of its credits.
     landing_[slot].busy = false;
-    free_slots_.push_back(slot);
+    free_slots_[slot / options_.slots].push_back(slot);
     if (transfer != nullptr) Perform(*transfer, actions, outbox);
   }
   Deliver(std::move(outbox));
@@ -236,6 +246,7 @@ void DataPlane::Perform(Transfer& transfer, const ReceiverActions& actions, Outb
       case ReceiverAction::Kind::kStart:
         outbox.starts.push_back({.listener = transfer.listener,
                                  .sequence = {.cache = std::move(transfer.sequence),
+                                              .transport = transfer.transport,
                                               .first_token = transfer.receiver.first_token(),
                                               .payload_bytes = transfer.receiver.bytes_done(),
                                               .chunks = transfer.receiver.chunks_done(),

@@ -7,6 +7,7 @@
 #include "common/status_macros.h"
 #include "kernels/adopt_chunk.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/device_memory.h"
 #include "kernels/flush_window.h"
 #include "kernels/quantize_block.h"
 
@@ -144,12 +145,16 @@ absl::Status DeviceCacheMemory::EnqueueChunk(std::span<const ChunkPart> parts,
   }
   std::memset(pieces_.host.data(), 0, kLineBytes);
   KVF_RETURN_IF_ERROR(pieces_.Upload(kLineBytes + count * sizeof(std::byte*), adopt_stream_));
-  KVF_RETURN_IF_ERROR(
-      kernels::CopyAsync(slot_.data(), payload.data(), payload.size(), adopt_stream_));
+  // A payload that has landed on the GPU is read where it is.
+  const std::byte* from = payload.data();
+  if (!kernels::IsDeviceMemory(from)) {
+    KVF_RETURN_IF_ERROR(
+        kernels::CopyAsync(slot_.data(), payload.data(), payload.size(), adopt_stream_));
+    from = slot_.data();
+  }
 
   kernels::AdoptParams params = {.residues = pieces_.device.as<std::uint32_t>(),
                                  .tables = tables_.get()};
-  std::byte* from = slot_.data();
   auto to = reinterpret_cast<std::byte* const*>(pieces_.device.data() + kLineBytes);
   for (const ChunkPart& part : parts) {
     const std::size_t part_bytes = part.pieces.size() * part.piece_bytes;

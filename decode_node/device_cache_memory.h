@@ -21,9 +21,10 @@ struct DeviceCacheOptions {
   int max_flush_items = 0;     // of one launch: layers * sequences
 };
 
-// A cache in the memory of one GPU. A payload goes from its pinned landing slot to a staging slot
-// on the GPU, from where one kernel checks it and scatters it to its pages; on a stream of its own,
-// so that steps of the engine go on. Flushes run on the engine's stream.
+// A cache in the memory of one GPU. One kernel checks a payload and scatters it to its pages, from
+// its landing slot on the GPU, or from a staging slot there to which it was copied from a pinned
+// one; on a stream of its own, so that steps of the engine go on. Flushes run on the engine's
+// stream.
 class DeviceCacheMemory final : public CacheMemory {
  public:
   // `stream`: the engine's, of this GPU; outlives it.

@@ -35,7 +35,7 @@ void RunCall::Start(absl::StatusOr<RunDemand> demand) {
 void RunCall::OnAdopted(AdoptedSequence sequence) {
   v1::TokenEvent event;
   event.mutable_adopted()->set_first_token(sequence.first_token);
-  FillStats(sequence, parts_.data_plane.label(), parts_.store.geometry(),
+  FillStats(sequence, sequence.transport, parts_.store.geometry(),
             *event.mutable_adopted()->mutable_handoff());
   Push(std::move(event), std::nullopt);
   SequenceRequest request{.id = demand_.id,

@@ -81,15 +81,17 @@ grpc::ServerUnaryReactor* TransferService::Handshake(grpc::CallbackServerContext
                                                      v1::HandshakeResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   DataPlane& data_plane = parts_.data_plane;
+  transport::Path path;
   const absl::Status status = [&]() -> absl::Status {
     KVF_RETURN_IF_ERROR(rpc::CheckCaller(*context, {Role::kPrefill}));
     KVF_ASSIGN_OR_RETURN(const PrefillPeer peer, ToPeer(*request));
     KVF_RETURN_IF_ERROR(rpc::CompareFingerprints(parts_.fingerprint, request->fingerprint()));
+    KVF_ASSIGN_OR_RETURN(path, data_plane.PathTo(peer.data_address));
     const auto& labels = request->transports();
-    if (std::find(labels.begin(), labels.end(), data_plane.label()) == labels.end()) {
+    if (std::find(labels.begin(), labels.end(), path.label) == labels.end()) {
       return absl::FailedPreconditionError(
-          absl::StrCat("transports: this worker has \"", data_plane.label(),
-                       "\", which the prefill worker does not offer"));
+          absl::StrCat("transports: the path to the prefill worker is \"", path.label,
+                       "\", which it does not offer"));
     }
     return data_plane.AddPeer(peer);
   }();
@@ -98,7 +100,7 @@ grpc::ServerUnaryReactor* TransferService::Handshake(grpc::CallbackServerContext
     response->set_decode_incarnation(static_cast<std::uint64_t>(data_plane.incarnation()));
     *response->mutable_fingerprint() = parts_.fingerprint;
     response->set_data_address(data_plane.LocalAddress());
-    response->set_transport(data_plane.label());
+    response->set_transport(path.label);
   } else {
     Log(LogLevel::kWarning, "handshake_refused",
         {{"peer", request->prefill_name()}, {"why", status}});

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/device_memory.h"
 #include "common/device_name.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -28,6 +29,7 @@
 #include "decode_node/device_cache_memory.h"
 #include "decode_node/device_step_runner.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/stream.h"
 #endif
 
@@ -37,10 +39,13 @@ namespace {
 // Calls that end by themselves when the engine fails their sequences.
 constexpr absl::Duration kServerGrace = absl::Seconds(1);
 
-TransportFactory UcxFactory(const v1::TransportConfig& config) {
+// `device`: where payloads may lie, or null.
+TransportFactory UcxFactory(const v1::TransportConfig& config, DeviceMemory* device) {
   transport::UcxOptions options;
+  options.device = device;
   options.settings = {config.ucx().begin(), config.ucx().end()};
   options.net_device = config.net_device();
+  options.required = config.required();
   options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
   options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
   options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
@@ -81,13 +86,20 @@ struct Device {
   std::optional<int> gpu;
   void* model_stream = nullptr;
   std::unique_ptr<codec::Backend> backend;  // on CPUs
+  std::unique_ptr<DeviceMemory> memory;     // for payloads; null: they are in host memory
 };
 
 // kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
-absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::string& name) {
+// kFailedPrecondition: payloads cannot be on a GPU that the model is not on.
+absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::string& name,
+                                  bool payloads_on_gpu) {
   Device device;
   KVF_ASSIGN_OR_RETURN(device.gpu, GpuOrdinal(name));
   if (!device.gpu.has_value()) {
+    if (payloads_on_gpu) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "transport.memory is \"cuda\", but model.device is \"", name, "\", not a GPU"));
+    }
     KVF_ASSIGN_OR_RETURN(device.backend,
                          codec::CreateCpuBackend({.threads = AttentionThreads(source)}));
     return device;
@@ -99,6 +111,9 @@ absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::stri
   Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
   device.model_stream = stream.get();
   device.stream = std::make_unique<kernels::Stream>(std::move(stream));
+  if (payloads_on_gpu) {
+    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*device.gpu));
+  }
   return device;
 #else
   return absl::UnimplementedError(absl::StrCat(
@@ -208,9 +223,11 @@ class Node final : public DecodeNode {
     KVF_ASSIGN_OR_RETURN(credentials_, rpc::Credentials::Load(config_.tls()));
     model_ = std::move(model);
     // A model that is given computes on CPUs.
-    KVF_ASSIGN_OR_RETURN(
-        device_, OpenDevice(config_.model(), model_ == nullptr ? config_.model().device() : "cpu"));
-    if (model_ == nullptr) {
+    const bool given = model_ != nullptr;
+    KVF_ASSIGN_OR_RETURN(device_,
+                         OpenDevice(config_.model(), given ? "cpu" : config_.model().device(),
+                                    !given && config_.transport().memory() == "cuda"));
+    if (!given) {
       KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
     }
     const model::ModelConfig& shape = model_->config();
@@ -251,15 +268,14 @@ class Node final : public DecodeNode {
                          .credits_per_transfer = config_.credits_per_transfer()};
     options.vocabulary = model_->config().vocabulary;
     options.step_time = [this] { return engine_->step_time(); };
+    options.adopter_thread = device_.gpu.has_value();
     KVF_ASSIGN_OR_RETURN(
         data_plane_,
-        DataPlane::Create(options, *store_, transport ? transport : UcxFactory(config_.transport()),
-                          clock_, *metrics_));
-    const std::string& required = config_.transport().required();
-    if (required.empty() || required == data_plane_->label()) return absl::OkStatus();
-    return absl::FailedPreconditionError(absl::StrCat("transport.required is \"", required,
-                                                      "\", but this machine gives \"",
-                                                      data_plane_->label(), "\""));
+        DataPlane::Create(
+            options, *store_,
+            transport ? transport : UcxFactory(config_.transport(), device_.memory.get()), clock_,
+            *metrics_));
+    return absl::OkStatus();
   }
 
   absl::Status StartServer() {
@@ -303,7 +319,7 @@ class Node final : public DecodeNode {
     *join.mutable_fingerprint() = parts_->fingerprint;
     join.add_codecs(store_->codec().name);
     join.set_max_context_tokens(max_context_tokens_);
-    join.add_transports(data_plane_->label());
+    for (const std::string& label : data_plane_->labels()) join.add_transports(label);
     rpc::RegistryClient::Callbacks callbacks;
     callbacks.load = [this] { return MakeLoad(); };
     callbacks.command = [this](const v1::RouterCommand& command) { Obey(command); };

@@ -35,7 +35,7 @@ struct PageWalk {
   std::byte* page = nullptr;
 
   __device__ __forceinline__ PageWalk(const AdoptPart& of, int offset) : part(of) {
-    if (offset >= 0) find(offset);
+    if (offset >= 0 && of.pages != nullptr) find(offset);
   }
   __device__ __forceinline__ void find(int offset) {
     const unsigned index = static_cast<unsigned>(offset) / part.page_bytes;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
     for (int e = 0; e < kCheckRunSlabs; ++e) {
       const int offset = first - e * kCheckSlabBytes;
       check.add(params.tables, e, lane, pieces[e]);
-      if (offset < 0) continue;
+      if (offset < 0 || part.pages == nullptr) continue;
       std::byte* to = pages.at(offset);
       if (e == 0 && last < kCheckUnitBytes) {
         store_tail(to, pieces[e], last);
@@ -106,7 +106,7 @@ absl::Status Check(const AdoptParams& params) {
   }
   for (int i = 0; i < params.part_count; ++i) {
     const AdoptPart& part = params.parts[i];
-    if (part.payload == nullptr || part.pages == nullptr) return Invalid(i, "a null pointer");
+    if (part.payload == nullptr) return Invalid(i, "a null pointer");
     if (reinterpret_cast<std::uintptr_t>(part.payload) % kCheckUnitBytes != 0) {
       return Invalid(i, "the payload is not aligned to 16 bytes");
     }

@@ -16,8 +16,8 @@ inline constexpr int kMaxAdoptParts = 32;
 //   payload: [pages, page_bytes] in the landing slot, device memory, 16-byte aligned. The last page
 //            may be short (payload of any size).
 //   pages:   [ceil(bytes / page_bytes)] destinations, in device memory, each 16-byte aligned. Sinks
-//   and
-//            windows come the same way: a "page" is then the rows of one head and side.
+//            and windows come the same way: a "page" is then the rows of one head and side. Null:
+//            the payload is checked and stays where it is.
 struct AdoptPart {
   const std::byte* payload = nullptr;
   std::byte* const* pages = nullptr;

@@ -9,8 +9,11 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/crc32c.h"
 #include "common/status_macros.h"
+#include "kernels/chunk_checker.h"
 #include "kernels/cuda/buffer.h"
+#include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/event.h"
 #include "kernels/cuda/status.h"
 #include "kernels/quantize_block.h"
@@ -30,12 +33,13 @@ constexpr std::size_t kMarks = 256;
 class CudaQuantizer final : public codec::Quantizer {
  public:
   CudaQuantizer(int device, Stream& producer, Stream stream, std::vector<Event> marks,
-                DeviceBuffer fault)
+                DeviceBuffer fault, std::unique_ptr<ChunkChecker> checker)
       : device_(device),
         producer_(producer),
         stream_(std::move(stream)),
         marks_(std::move(marks)),
-        fault_(std::move(fault)) {}
+        fault_(std::move(fault)),
+        checker_(std::move(checker)) {}
 
   std::string name() const override { return "cuda"; }
   absl::Status Supports(const BlockSpec& spec) const override { return SupportsQuantize(spec); }
@@ -119,13 +123,18 @@ class CudaQuantizer final : public codec::Quantizer {
           KVF_RETURN_IF_ERROR(
               CudaStatus(cudaMemcpy2DAsync(to, row, side + head * kv.head_stride,
                                            sizeof(std::uint16_t) * kv.token_stride, row, kv.tokens,
-                                           cudaMemcpyDeviceToHost, stream_.get()),
+                                           cudaMemcpyDefault, stream_.get()),
                          "copy of 16-bit tokens"));
         }
       }
       return absl::OkStatus();
     };
     return Finish(enqueue());
+  }
+
+  absl::StatusOr<std::uint32_t> Check(std::span<const std::byte> bytes) const override {
+    if (IsDeviceMemory(bytes.data())) return checker_->Check(bytes);
+    return Crc32c(bytes);
   }
 
   std::uint64_t MarkReady() const override {
@@ -172,6 +181,7 @@ class CudaQuantizer final : public codec::Quantizer {
   mutable std::vector<Event> marks_ ABSL_GUARDED_BY(marks_mutex_);
   mutable std::uint64_t last_mark_ ABSL_GUARDED_BY(marks_mutex_) = 0;
   DeviceBuffer fault_;  // one word
+  const std::unique_ptr<ChunkChecker> checker_;
 };
 
 }  // namespace
@@ -186,8 +196,9 @@ absl::StatusOr<std::unique_ptr<codec::Quantizer>> CreateCudaQuantizer(Stream& pr
     marks.push_back(std::move(mark));
   }
   KVF_ASSIGN_OR_RETURN(DeviceBuffer fault, DeviceBuffer::Allocate(sizeof(kNoFault)));
+  KVF_ASSIGN_OR_RETURN(std::unique_ptr<ChunkChecker> checker, ChunkChecker::Create());
   return std::make_unique<CudaQuantizer>(device, producer, std::move(stream), std::move(marks),
-                                         std::move(fault));
+                                         std::move(fault), std::move(checker));
 }
 
 }  // namespace kvferry::kernels

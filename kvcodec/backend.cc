@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/crc32c.h"
 #include "common/status_macros.h"
 
 namespace kvferry::codec {
@@ -45,6 +46,10 @@ absl::Status Quantizer::CopyTokens(const KvView& kv, std::span<std::byte> out) c
   }
   CopySide(kv.v, kv, CopySide(kv.k, kv, out.data()));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::uint32_t> Quantizer::Check(std::span<const std::byte> bytes) const {
+  return Crc32c(bytes);
 }
 
 }  // namespace kvferry::codec

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kvcodec/codec.h"
 #include "kvcodec/kv_view.h"
 
@@ -42,7 +43,8 @@ struct AttentionArgs {
 };
 
 // Makes the bytes that leave a prefill worker: the CPU backend in kvcodec/cpu, CudaQuantizer in
-// kernels, the same bytes on both. K and V are of its device, what it writes is host memory.
+// kernels, the same bytes on both. K and V are of its device, what it writes is host memory or of
+// its device.
 // Thread: any; calls from several threads at once are allowed.
 class Quantizer {
  public:
@@ -67,6 +69,9 @@ class Quantizer {
   // 16-bit tokens as they travel and rest, [K: kv_heads, tokens, head_dim][V: the same].
   //   out: Raw16Bytes(kv.tokens, kv.kv_heads, kv.head_dim) bytes.
   virtual absl::Status CopyTokens(const KvView& kv, std::span<std::byte> out) const;
+
+  // CRC32C of what the others have written, computed where it lies.
+  virtual absl::StatusOr<std::uint32_t> Check(std::span<const std::byte> bytes) const;
 
   // KvView::ready for values that the caller has enqueued, and not yet seen done, on the device's
   // own queue of work. Thread: the one that enqueues.

@@ -36,9 +36,27 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
   KVF_ASSIGN_OR_RETURN(ChunkDump dump, ChunkDump::Create(options.dump_folder));
   std::unique_ptr<DataPlane> plane(new DataPlane(options, std::move(dump), clock, metrics));
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
-  KVF_ASSIGN_OR_RETURN(plane->region_,
-                       plane->transport_->Allocate(options.slot_bytes * options.slots));
+  KVF_RETURN_IF_ERROR(plane->MakeRings());
   return plane;
+}
+
+absl::Status DataPlane::MakeRings() {
+  absl::MutexLock lock(&mutex_);
+  for (const transport::Path& path : transport_->paths()) {
+    const auto same = [&](const Ring& ring) { return ring.memory == path.memory; };
+    if (std::any_of(rings_.begin(), rings_.end(), same)) continue;
+    if (path.memory != transport::MemoryKind::kHost && !options_.dump_folder.empty()) {
+      return absl::InvalidArgumentError(
+          "dump_folder: chunks in device memory cannot be dumped; set transport.memory: \"host\"");
+    }
+    KVF_ASSIGN_OR_RETURN(std::unique_ptr<transport::Region> region,
+                         transport_->Allocate(options_.slot_bytes * options_.slots, path.memory));
+    const auto first = static_cast<std::uint32_t>(rings_.size()) * options_.slots;
+    rings_.push_back({.memory = path.memory, .region = std::move(region)});
+    std::vector<std::uint32_t>& free = free_slots_.emplace_back();
+    for (std::uint32_t slot = options_.slots; slot > 0; --slot) free.push_back(first + slot - 1);
+  }
+  return absl::OkStatus();
 }
 
 DataPlane::DataPlane(const DataPlaneOptions& options, ChunkDump dump, const Clock& clock,
@@ -56,9 +74,7 @@ DataPlane::DataPlane(const DataPlaneOptions& options, ChunkDump dump, const Cloc
       adopted_(metrics.GetCounter("kvferry_prefill_transfers_total", "Transfers that ended",
                                   {{"result", "adopted"}})),
       failed_(metrics.GetCounter("kvferry_prefill_transfers_total", "Transfers that ended",
-                                 {{"result", "failed"}})) {
-  for (std::uint32_t slot = options.slots; slot > 0; --slot) free_slots_.push_back(slot - 1);
-}
+                                 {{"result", "failed"}})) {}
 
 DataPlane::~DataPlane() { Stop(); }
 
@@ -85,6 +101,7 @@ void DataPlane::Stop() {
 }
 
 absl::Status DataPlane::AddPeer(const DecodePeer& peer) {
+  KVF_ASSIGN_OR_RETURN(const transport::Path path, transport_->PathTo(peer.data_address));
   // Outside the mutex: the transport may wait for its progress thread, which may wait for us.
   KVF_ASSIGN_OR_RETURN(
       const PeerHandle handle,
@@ -102,13 +119,13 @@ absl::Status DataPlane::AddPeer(const DecodePeer& peer) {
       old.replaced = true;
       outbox.disconnects.push_back(old.handle);
     }
-    peers_.push_back({.info = peer, .handle = handle});
+    peers_.push_back({.info = peer, .handle = handle, .path = path});
   }
   Deliver(std::move(outbox));
   Log(LogLevel::kInfo, "peer_connected",
       {{"peer", peer.name},
        {"incarnation", absl::StrCat(absl::Hex(static_cast<std::uint64_t>(peer.incarnation)))},
-       {"transport", label()}});
+       {"transport", path.label}});
   return absl::OkStatus();
 }
 
@@ -151,7 +168,7 @@ absl::StatusOr<SendSlot> DataPlane::AcquireSlot(const TransferId& id) {
     return transfer != nullptr && transfer->sender.cause().ok();
   };
   const auto wake = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !free_slots_.empty() || !live();
+    return !live() || !free_slots_[RingOf(Find(id)->peer)].empty();
   };
   mutex_.Await(absl::Condition(&wake));
   if (!live()) {
@@ -159,18 +176,39 @@ absl::StatusOr<SendSlot> DataPlane::AcquireSlot(const TransferId& id) {
     if (transfer != nullptr) return transfer->sender.cause();
     return absl::AbortedError(absl::StrCat("transfer ", id.ToHex(), " is over"));
   }
-  const std::uint32_t slot = free_slots_.back();
-  free_slots_.pop_back();
+  std::vector<std::uint32_t>& free = free_slots_[RingOf(Find(id)->peer)];
+  const std::uint32_t slot = free.back();
+  free.pop_back();
   return SendSlot(this, slot);
 }
 
 void DataPlane::ReturnSlot(std::uint32_t slot) {
   absl::MutexLock lock(&mutex_);
-  free_slots_.push_back(slot);
+  free_slots_[slot / options_.slots].push_back(slot);
 }
 
 std::span<std::byte> DataPlane::SlotBytes(std::uint32_t slot) const {
-  return region_->bytes().subspan(slot * options_.slot_bytes, options_.slot_bytes);
+  return rings_[slot / options_.slots].region->bytes().subspan(
+      slot % options_.slots * options_.slot_bytes, options_.slot_bytes);
+}
+
+std::size_t DataPlane::RingOf(const Peer& peer) const {
+  const auto ring = std::find_if(rings_.begin(), rings_.end(),
+                                 [&](const Ring& r) { return r.memory == peer.path.memory; });
+  return static_cast<std::size_t>(ring - rings_.begin());
+}
+
+std::span<std::byte> DataPlane::host_slots() const {
+  for (const Ring& ring : rings_) {
+    if (ring.memory == transport::MemoryKind::kHost) return ring.region->bytes();
+  }
+  return {};
+}
+
+std::vector<std::string> DataPlane::labels() const {
+  std::vector<std::string> labels;
+  for (const transport::Path& path : transport_->paths()) labels.push_back(path.label);
+  return labels;
 }
 
 absl::Status DataPlane::SendChunk(const TransferId& id, transport::ChunkHeader header,
@@ -254,7 +292,9 @@ std::vector<TransferSnapshot> DataPlane::Transfers() const {
 
 std::uint32_t DataPlane::free_slots() const {
   absl::MutexLock lock(&mutex_);
-  return static_cast<std::uint32_t>(free_slots_.size());
+  std::size_t free = 0;
+  for (const std::vector<std::uint32_t>& ring : free_slots_) free += ring.size();
+  return static_cast<std::uint32_t>(free);
 }
 
 bool DataPlane::WaitIdle(absl::Duration limit) const {

@@ -58,6 +58,7 @@ struct DecodePeer {
 // How a transfer ended: adopted (OK), or why not.
 struct TransferResult {
   absl::Status status;
+  std::string transport;  // the label of its path
   std::uint32_t chunks = 0;
   std::uint32_t resent_chunks = 0;
   std::uint64_t payload_bytes = 0;
@@ -107,7 +108,11 @@ class DataPlane final : private transport::MessageSink {
   ~DataPlane() override;
 
   std::string LocalAddress() const { return transport_->LocalAddress(); }
-  std::string label() const { return std::string(transport_->label()); }
+  // Of the paths that this process has, best first.
+  std::vector<std::string> labels() const;
+  absl::StatusOr<transport::Path> PathTo(std::string_view address) const {
+    return transport_->PathTo(address);
+  }
   Incarnation incarnation() const { return options_.incarnation; }
   std::size_t slot_bytes() const { return options_.slot_bytes; }
 
@@ -128,8 +133,8 @@ class DataPlane final : private transport::MessageSink {
 
   std::vector<TransferSnapshot> Transfers() const;
   std::uint32_t free_slots() const;
-  // All send slots, as long as this lives.
-  std::span<std::byte> slot_memory() const { return region_->bytes(); }
+  // All send slots in host memory, as long as this lives; perhaps none.
+  std::span<std::byte> host_slots() const;
   // Until no transfer is left. False: `limit` passed.
   bool WaitIdle(absl::Duration limit) const;
   // Ends every transfer with kCancelled and stops the transport. Idempotent.
@@ -141,6 +146,7 @@ class DataPlane final : private transport::MessageSink {
   struct Peer {
     DecodePeer info;
     transport::PeerHandle handle{};
+    transport::Path path;
     bool replaced = false;  // by a newer connection; here until its OnPeerLost
   };
   struct SentChunk {
@@ -177,6 +183,8 @@ class DataPlane final : private transport::MessageSink {
 
   DataPlane(const DataPlaneOptions& options, ChunkDump dump, const Clock& clock, Metrics& metrics);
 
+  absl::Status MakeRings();
+
   void OnMessage(transport::PeerHandle from, transport::MessageType type,
                  std::span<const std::byte> header) override;
   transport::Landing OnIncoming(transport::PeerHandle from, transport::MessageType type,
@@ -207,6 +215,7 @@ class DataPlane final : private transport::MessageSink {
   void Arm(Transfer& transfer, Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(Outbox outbox) ABSL_LOCKS_EXCLUDED(mutex_);
   void ReturnSlot(std::uint32_t slot) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::size_t RingOf(const Peer& peer) const;
   std::span<std::byte> SlotBytes(std::uint32_t slot) const;
 
   const DataPlaneOptions options_;
@@ -224,11 +233,17 @@ class DataPlane final : private transport::MessageSink {
   // Lost before AddPeer could note them.
   absl::flat_hash_set<std::uint64_t> lost_early_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<TransferId, std::unique_ptr<Transfer>> transfers_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::uint32_t> free_slots_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::vector<std::uint32_t>> free_slots_ ABSL_GUARDED_BY(mutex_);  // by ring
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<transport::Transport> transport_;
-  std::unique_ptr<transport::Region> region_;  // dies before its transport
+  // One for each kind of memory that a path has; ring r has the slots [r * slots, (r + 1) * slots).
+  // Fixed after Create.
+  struct Ring {
+    transport::MemoryKind memory{};
+    std::unique_ptr<transport::Region> region;  // dies before its transport
+  };
+  std::vector<Ring> rings_;
 };
 
 }  // namespace kvferry::prefill

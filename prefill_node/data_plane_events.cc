@@ -137,7 +137,7 @@ void DataPlane::Perform(Transfer& transfer, const SenderActions& actions, Outbox
         break;
       case SenderAction::Kind::kFreeSlot: {
         const auto chunk = transfer.chunks.find(action.chunk_seq);
-        free_slots_.push_back(chunk->second.slot);
+        free_slots_[chunk->second.slot / options_.slots].push_back(chunk->second.slot);
         transfer.chunks.erase(chunk);
         break;
       }
@@ -208,6 +208,7 @@ void DataPlane::Report(const Transfer& transfer, const absl::Status& status, Out
   (status.ok() ? adopted_ : failed_).Add();
   resent_chunks_.Add(transfer.sender.resent_chunks());
   TransferResult result{.status = status,
+                        .transport = transfer.peer.path.label,
                         .chunks = transfer.sender.chunks(),
                         .resent_chunks = transfer.sender.resent_chunks(),
                         .payload_bytes = transfer.sender.payload_bytes()};

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/crc32c.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "prefill_node/chunk_encoder.h"
@@ -200,7 +199,7 @@ HandoffSummary Engine::Summarize(const Job& job, const TransferResult& result) c
           .raw16_bytes = codec::Raw16HandoffBytes(tokens, geometry_),
           .chunks = result.chunks,
           .resent_chunks = result.resent_chunks,
-          .transport = data_plane_.label(),
+          .transport = result.transport,
           .prefill_time = job.prefill_end - job.prefill_begin,
           .exposed_time = clock_.Now() - job.prefill_end};
 }
@@ -342,6 +341,7 @@ absl::Status Engine::EncodeOne(Job& job, const ChunkPlan& chunk) {
   KVF_ASSIGN_OR_RETURN(SendSlot slot, data_plane_.AcquireSlot(job.request.transfer_id));
   const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
   KVF_RETURN_IF_ERROR(EncodeChunk(chunk, job.specs, views, quantizer_, payload));
+  KVF_ASSIGN_OR_RETURN(const std::uint32_t check, quantizer_.Check(payload));
   return data_plane_.SendChunk(job.request.transfer_id,
                                {.layer_begin = static_cast<std::uint16_t>(chunk.layer_begin),
                                 .layer_count = static_cast<std::uint16_t>(chunk.layer_count),
@@ -353,7 +353,7 @@ absl::Status Engine::EncodeOne(Job& job, const ChunkPlan& chunk) {
                                 .kind = chunk.kind,
                                 .check_kind = transport::CheckKind::kCrc32c,
                                 .codec_hash = job.request.codec.Hash(),
-                                .payload_check = Crc32c(payload),
+                                .payload_check = check,
                                 .payload_bytes = static_cast<std::uint32_t>(chunk.bytes)},
                                std::move(slot));
 }

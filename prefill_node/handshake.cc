@@ -83,7 +83,7 @@ void Handshaker::Start(const std::shared_ptr<Call>& call) {
   request.set_wire_version_minor(transport::kWireMinor);
   *request.mutable_fingerprint() = fingerprint_;
   request.set_data_address(data_plane_.LocalAddress());
-  request.add_transports(data_plane_.label());
+  for (const std::string& label : data_plane_.labels()) request.add_transports(label);
   request.set_pair_key(call->key.data(), call->key.size());
   call->context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(limit_));
   call->stub =
@@ -100,6 +100,12 @@ absl::Status Handshaker::Adopt(const Call& call) {
     return absl::UnavailableError("another process answers there: the worker was restarted");
   }
   KVF_RETURN_IF_ERROR(rpc::CompareFingerprints(fingerprint_, response.fingerprint()));
+  KVF_ASSIGN_OR_RETURN(const transport::Path path, data_plane_.PathTo(response.data_address()));
+  if (path.label != response.transport()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("transports: the path to the decode worker is ", path.label,
+                     ", but it has chosen ", response.transport()));
+  }
   return data_plane_.AddPeer({.incarnation = call.target.incarnation,
                               .name = response.decode_name(),
                               .data_address = response.data_address(),

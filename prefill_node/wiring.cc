@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/config_loader.h"
+#include "common/device_memory.h"
 #include "common/device_name.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -27,6 +28,7 @@
 #if KVFERRY_CUDA
 #include "kernels/cuda/buffer.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/stream.h"
 #include "kernels/cuda_quantizer.h"
 #endif
@@ -37,10 +39,13 @@ namespace {
 // Calls that end by themselves when the engine fails their jobs.
 constexpr absl::Duration kServerGrace = absl::Seconds(1);
 
-TransportFactory UcxFactory(const v1::TransportConfig& config) {
+// `device`: where payloads may lie, or null.
+TransportFactory UcxFactory(const v1::TransportConfig& config, DeviceMemory* device) {
   transport::UcxOptions options;
+  options.device = device;
   options.settings = {config.ucx().begin(), config.ucx().end()};
   options.net_device = config.net_device();
+  options.required = config.required();
   options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
   options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
   options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
@@ -85,14 +90,20 @@ struct Device {
   std::unique_ptr<kernels::Stream> stream;  // of the model; the quantizer refers to it
 #endif
   std::unique_ptr<codec::Quantizer> quantizer;
+  std::unique_ptr<DeviceMemory> memory;  // for payloads; null: they are in host memory
   void* model_stream = nullptr;
 };
 
 // kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
-absl::StatusOr<Device> OpenDevice(const std::string& name) {
+// kFailedPrecondition: payloads cannot be on a GPU that the model is not on.
+absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu) {
   Device device;
   KVF_ASSIGN_OR_RETURN(const std::optional<int> gpu, GpuOrdinal(name));
   if (!gpu.has_value()) {
+    if (payloads_on_gpu) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "transport.memory is \"cuda\", but model.device is \"", name, "\", not a GPU"));
+    }
     KVF_ASSIGN_OR_RETURN(device.quantizer, codec::CreateCpuBackend({.threads = 1}));
     return device;
   }
@@ -104,6 +115,9 @@ absl::StatusOr<Device> OpenDevice(const std::string& name) {
   device.model_stream = stream.get();
   device.stream = std::make_unique<kernels::Stream>(std::move(stream));
   KVF_ASSIGN_OR_RETURN(device.quantizer, kernels::CreateCudaQuantizer(*device.stream));
+  if (payloads_on_gpu) {
+    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*gpu));
+  }
   return device;
 #else
   return absl::UnimplementedError(absl::StrCat(
@@ -179,10 +193,12 @@ class Node final : public PrefillNode {
     credentials_ = std::move(credentials);
     model_ = std::move(parts.model);
     if (model_ == nullptr) {
-      KVF_ASSIGN_OR_RETURN(device_, OpenDevice(config_.model().device()));
+      KVF_ASSIGN_OR_RETURN(
+          device_, OpenDevice(config_.model().device(), config_.transport().memory() == "cuda"));
       KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
     } else {
-      KVF_ASSIGN_OR_RETURN(device_, OpenDevice("cpu"));  // where a model that is given computes
+      KVF_ASSIGN_OR_RETURN(device_,
+                           OpenDevice("cpu", false));  // where a model that is given computes
     }
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
     SenderLimits limits;
@@ -194,14 +210,9 @@ class Node final : public PrefillNode {
                            .slots = config_.send_slots(),
                            .limits = limits,
                            .dump_folder = config_.dump_folder()},
-                          parts.transport ? parts.transport : UcxFactory(config_.transport()),
+                          parts.transport ? parts.transport
+                                          : UcxFactory(config_.transport(), device_.memory.get()),
                           clock_, *metrics_));
-    const std::string& required = config_.transport().required();
-    if (!required.empty() && required != data_plane_->label()) {
-      return absl::FailedPreconditionError(absl::StrCat("transport.required is \"", required,
-                                                        "\", but this machine gives \"",
-                                                        data_plane_->label(), "\""));
-    }
     KVF_RETURN_IF_ERROR(LockSlots());
     KVF_ASSIGN_OR_RETURN(
         engine_, Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
@@ -218,7 +229,7 @@ class Node final : public PrefillNode {
 #if KVFERRY_CUDA
     if (device_.stream != nullptr) {
       KVF_ASSIGN_OR_RETURN(kernels::RegisteredMemory slots,
-                           kernels::RegisteredMemory::Register(data_plane_->slot_memory()));
+                           kernels::RegisteredMemory::Register(data_plane_->host_slots()));
       locked_slots_.emplace(std::move(slots));
     }
 #endif
@@ -263,7 +274,7 @@ class Node final : public PrefillNode {
     for (std::string& name : CodecNames(*device_.quantizer, model_->config()))
       join.add_codecs(name);
     join.set_max_context_tokens(model_->config().max_context_tokens);
-    join.add_transports(data_plane_->label());
+    for (const std::string& label : data_plane_->labels()) join.add_transports(label);
     rpc::RegistryClient::Callbacks callbacks;
     callbacks.load = [this] {
       v1::Load load;

@@ -48,6 +48,10 @@ absl::Status CompleteTransport(v1::TransportConfig& transport) {
     *transport.mutable_progress_limit() = ToProto(absl::Seconds(10));
   }
   if (!transport.has_rate_limit_bytes_per_s()) transport.set_rate_limit_bytes_per_s(0);
+  if (transport.memory().empty()) transport.set_memory("host");
+  if (transport.memory() != "host" && transport.memory() != "cuda") {
+    return OutOfRange("transport.memory", transport.memory(), "\"host\" or \"cuda\"");
+  }
   KVF_RETURN_IF_ERROR(CheckDuration("transport.heartbeat_interval", absl::Milliseconds(10),
                                     absl::Seconds(10), transport.heartbeat_interval()));
   KVF_RETURN_IF_ERROR(CheckDuration("transport.silence_limit", absl::Milliseconds(50),

@@ -31,6 +31,7 @@ fi
 mapfile -t tests < <(ctest --test-dir "$build" -N -L gpu | sed -n 's/^ *Test *#[0-9]*: //p')
 if [ ${#programs[@]} -eq 0 ]; then
   programs=(kvferry kvferry-router kvferry-prefill kvferry-decode quality_gpu_bench "${tests[@]}")
+  programs+=(transport_peer) # of transport_ucx_gpu_test
   for bench in "$build"/bin/gpu_*_bench; do
     [ -x "$bench" ] && programs+=("$(basename "$bench")")
   done

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,9 +33,21 @@ enum class MessageType : std::uint8_t {
 // The longest header of any message.
 inline constexpr std::size_t kMaxHeaderBytes = 256;
 
-// Registered memory that a payload is sent from or received into. Move-only; the memory is host
-// memory, 4096-byte aligned, zeroed. Must outlive every operation on it and die before its
-// transport.
+// Where the payloads of a pair of processes lie, on both sides.
+enum class MemoryKind : std::uint8_t {
+  kHost,
+  kDevice,  // the GPU that the transport was made for
+};
+
+// How payloads travel between two processes: the same seen from either.
+struct Path {
+  MemoryKind memory = MemoryKind::kHost;
+  std::string label;  // "tcp_host", "shm", "cuda_ipc", "loopback": on logs, metrics, states
+};
+
+// Registered memory that a payload is sent from or received into, zeroed: host memory, 4096-byte
+// aligned, or device memory, 256-byte aligned, which no host code may follow. Must outlive every
+// operation on it and die before its transport.
 class Region {
  public:
   virtual ~Region() = default;
@@ -88,15 +101,20 @@ class Transport {
 
   // For the peer's Connect; exchanged inside mTLS.
   virtual std::string LocalAddress() const = 0;
-  // "tcp_host", "shm", "loopback": a label on logs and metrics.
-  virtual std::string_view label() const = 0;
+  // What this process has for its peers, best first; never empty.
+  virtual std::vector<Path> paths() const = 0;
+  // The path that Connect takes to `address`: the best that both sides have. kInvalidArgument: not
+  // an address of this transport. kFailedPrecondition: there is none, with what is missing.
+  virtual absl::StatusOr<Path> PathTo(std::string_view address) const = 0;
 
-  virtual absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) = 0;
+  // kFailedPrecondition: no path of this process has its payloads in `memory`.
+  virtual absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes,
+                                                           MemoryKind memory) = 0;
 
   // Connects to `address`. Both sides of a pair call it with the other's address and with the two
   // 64-bit incarnations that the handshake exchanged: a message from a peer comes with the handle
-  // that Connect returned for its incarnation. Asynchronous: a peer that cannot be reached is
-  // reported by OnPeerLost. kInvalidArgument: not an address of this transport.
+  // that Connect returned for its incarnation. Asynchronous: a peer that cannot be reached, or not
+  // on the path that PathTo names, is reported by OnPeerLost. Errors are PathTo's.
   virtual absl::StatusOr<PeerHandle> Connect(std::string_view address,
                                              std::uint64_t peer_incarnation,
                                              std::string_view peer_name) = 0;

@@ -1,4 +1,5 @@
 // A cache in the memory of a GPU holds the bytes that the CPU backend makes.
+#include "kernels/cuda/device_memory.h"
 #include "tests/decode_node/cache_store_suite.h"
 #include "tests/decode_node/device_machine.h"
 
@@ -22,6 +23,25 @@ TEST_F(DeviceCacheMemoryTest, AdoptsFromAPinnedRing) {
     ASSERT_TRUE(status.ok()) << status;
     // The slot is the sender's again: nothing reads it any more.
     std::fill(slot.begin(), slot.end(), std::byte{0xff});
+    ASSERT_TRUE(sequence->FillChunk(header).ok());
+  }
+  ASSERT_TRUE(sequence->Publish().ok());
+  ExpectSameAsPrefill(*sequence, kSuiteTokens);
+}
+
+TEST_F(DeviceCacheMemoryTest, AdoptsFromARingOnTheGpu) {
+  const auto device = kernels::CreateDeviceMemory(0).value();
+  const DeviceMemory::Block ring = device->Allocate(2 * DeviceMachine::kSlotBytes).value();
+  std::byte* const slot = ring.get() + DeviceMachine::kSlotBytes;
+  const auto sequence = store->Reserve(kSuiteTokens, 1).value();
+  for (transport::ChunkHeader header : AllChunks(MakeSpec(kSuiteTokens))) {
+    const std::vector<std::byte> payload = Encode(header, kSuiteTokens);
+    ASSERT_TRUE(device->Copy(slot, payload.data(), payload.size()).ok());
+    const absl::Status status = sequence->CopyChunk(header, {slot, payload.size()});
+    ASSERT_TRUE(status.ok()) << status;
+    // The slot is the sender's again: nothing reads it any more.
+    const std::vector<std::byte> other(payload.size(), std::byte{0xff});
+    ASSERT_TRUE(device->Copy(slot, other.data(), other.size()).ok());
     ASSERT_TRUE(sequence->FillChunk(header).ok());
   }
   ASSERT_TRUE(sequence->Publish().ok());

@@ -42,7 +42,7 @@ class FakeReceiver final : public transport::MessageSink {
         network
             .CreateTransport({.incarnation = static_cast<std::uint64_t>(incarnation)}, this, clock)
             .value();
-    region_ = transport_->Allocate(slots * slot_bytes).value();
+    region_ = transport_->Allocate(slots * slot_bytes, transport::MemoryKind::kHost).value();
     for (int slot = 0; slot < slots; ++slot) free_.push_back(slot);
   }
   ~FakeReceiver() override { transport_->Stop(); }

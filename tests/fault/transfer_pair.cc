@@ -20,12 +20,18 @@ constexpr Incarnation kPrefill{11};
 constexpr Incarnation kDecode{22};
 
 template <typename Factory>
-Factory LoopbackFactory(transport::LoopbackNetwork& network) {
-  return [&network](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) {
-    return network.CreateTransport({.incarnation = static_cast<std::uint64_t>(incarnation),
-                                    .heartbeat_interval = absl::Milliseconds(50),
-                                    .silence_limit = absl::Milliseconds(500)},
-                                   sink, clock);
+Factory LoopbackFactory(transport::LoopbackNetwork& network, fakes::DevicePaths* device) {
+  return [&network, device](
+             Incarnation incarnation, transport::MessageSink* sink,
+             const Clock& clock) -> absl::StatusOr<std::unique_ptr<transport::Transport>> {
+    KVF_ASSIGN_OR_RETURN(
+        std::unique_ptr<transport::Transport> loopback,
+        network.CreateTransport({.incarnation = static_cast<std::uint64_t>(incarnation),
+                                 .heartbeat_interval = absl::Milliseconds(50),
+                                 .silence_limit = absl::Milliseconds(500)},
+                                sink, clock));
+    if (device == nullptr) return loopback;
+    return std::make_unique<fakes::DevicePathTransport>(std::move(loopback), *device);
   };
 }
 
@@ -86,33 +92,38 @@ TransferPair::TransferPair(const PairOptions& options)
   store_ = decode::CacheStore::Create(
                {.codec = codec_, .geometry = options.geometry, .pool_bytes = 4 << 20}, memory_)
                .value();
-  sender_ = prefill::DataPlane::Create({.incarnation = kPrefill,
-                                        .slot_bytes = options.slot_bytes,
-                                        .slots = options.send_slots,
-                                        .limits = {.ack_deadline = options.ack_deadline,
-                                                   .max_resends = options.max_resends,
-                                                   .progress_limit = options.progress_limit}},
-                                       LoopbackFactory<prefill::TransportFactory>(*network_),
-                                       Clock::Steady(), *metrics_)
+  sender_ = prefill::DataPlane::Create(
+                {.incarnation = kPrefill,
+                 .slot_bytes = options.slot_bytes,
+                 .slots = options.send_slots,
+                 .limits = {.ack_deadline = options.ack_deadline,
+                            .max_resends = options.max_resends,
+                            .progress_limit = options.progress_limit}},
+                LoopbackFactory<prefill::TransportFactory>(
+                    *network_, options.sender_on_device ? &device_paths_ : nullptr),
+                Clock::Steady(), *metrics_)
                 .value();
-  receiver_ =
-      decode::DataPlane::Create({.incarnation = kDecode,
-                                 .slot_bytes = options.slot_bytes,
-                                 .slots = options.landing_slots,
-                                 .limits = {.lease = options.lease,
-                                            .progress_limit = options.progress_limit,
-                                            .abort_interval = options.ack_deadline,
-                                            .max_resends = options.max_resends},
-                                 .admission = {.window = codec_.window,
-                                               .max_context_tokens = kMaxTokens,
-                                               .rows = store_->rows(),
-                                               .max_sequences = 8,
-                                               .credits_per_transfer = 3},
-                                 .vocabulary = kVocabulary,
-                                 .step_time = [] { return absl::Milliseconds(1); }},
-                                *store_, LoopbackFactory<decode::TransportFactory>(*network_),
-                                Clock::Steady(), *metrics_)
-          .value();
+  receiver_ = decode::DataPlane::Create(
+                  {.incarnation = kDecode,
+                   .slot_bytes = options.slot_bytes,
+                   .slots = options.landing_slots,
+                   .limits = {.lease = options.lease,
+                              .progress_limit = options.progress_limit,
+                              .abort_interval = options.ack_deadline,
+                              .max_resends = options.max_resends},
+                   .admission = {.window = codec_.window,
+                                 .max_context_tokens = kMaxTokens,
+                                 .rows = store_->rows(),
+                                 .max_sequences = 8,
+                                 .credits_per_transfer = 3},
+                   .vocabulary = kVocabulary,
+                   .step_time = [] { return absl::Milliseconds(1); },
+                   .adopter_thread = options.adopter_thread},
+                  *store_,
+                  LoopbackFactory<decode::TransportFactory>(
+                      *network_, options.receiver_on_device ? &device_paths_ : nullptr),
+                  Clock::Steady(), *metrics_)
+                  .value();
   Connect();
 }
 
@@ -263,8 +274,8 @@ void TransferPair::CheckLayer(const Transfer& transfer, const codec::SequenceKv&
 void TransferPair::ExpectAllFree() {
   EXPECT_TRUE(sender_->WaitIdle(kLong));
   EXPECT_TRUE(receiver_->WaitIdle(kLong));
-  EXPECT_EQ(sender_->free_slots(), options_.send_slots);
-  EXPECT_EQ(receiver_->free_slots(), options_.landing_slots);
+  EXPECT_EQ(sender_->free_slots(), options_.send_slots * (options_.sender_on_device ? 2 : 1));
+  EXPECT_EQ(receiver_->free_slots(), receiver_->slots());
   EXPECT_EQ(store_->free_rows(), store_->rows());
   ExpectConservation();
 }

@@ -13,6 +13,7 @@
 #include "kvcodec/backend.h"
 #include "prefill_node/chunk_layout.h"
 #include "prefill_node/data_plane.h"
+#include "tests/fakes/device_path_transport.h"
 #include "tests/fakes/kv_values.h"
 #include "transport/loopback/loopback_transport.h"
 
@@ -28,6 +29,9 @@ struct PairOptions {
   absl::Duration ack_deadline = absl::Milliseconds(30);
   absl::Duration progress_limit = absl::Seconds(5);
   absl::Duration lease = absl::Seconds(5);
+  bool sender_on_device = false;  // has a device path too
+  bool receiver_on_device = false;
+  bool adopter_thread = false;
 };
 
 // What each side says of one transfer. Thread: any.
@@ -85,6 +89,8 @@ class TransferPair {
 
   prefill::DataPlane& sender() { return *sender_; }
   decode::DataPlane& receiver() { return *receiver_; }
+  // Of the sides that have a device path.
+  const fakes::DevicePaths& device_paths() const { return device_paths_; }
 
   static constexpr std::int32_t kFirstToken = 7;
 
@@ -98,6 +104,7 @@ class TransferPair {
   decode::HostCacheMemory memory_;
   std::unique_ptr<Metrics> metrics_;
   std::unique_ptr<transport::LoopbackNetwork> network_;
+  fakes::DevicePaths device_paths_;
   std::unique_ptr<decode::CacheStore> store_;
   std::unique_ptr<prefill::DataPlane> sender_;
   std::unique_ptr<decode::DataPlane> receiver_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <tuple>
 
 #include "tests/fault/transfer_pair.h"
 
@@ -37,6 +38,32 @@ TEST(Transfer, AdoptsExactlyWhatWasQuantized) {
   }
 }
 
+TEST(Transfer, PayloadsLieOnADeviceWhereBothSidesHaveOne) {
+  TransferPair pair({.sender_on_device = true, .receiver_on_device = true});
+  const Transfer transfer = OpenOrDie(pair);
+  ASSERT_TRUE(pair.SendChunks(transfer, 0, transfer.chunks.size()).ok());
+  ASSERT_TRUE(pair.Commit(transfer).ok());
+  ASSERT_TRUE(transfer.outcome->WaitReceiver().ok());
+  auto adopted = transfer.outcome->TakeSequence();
+  ASSERT_TRUE(adopted.has_value());
+  EXPECT_EQ(adopted->transport, "device");
+  adopted->cache.reset();
+  pair.receiver().Finish(transfer.id);
+  EXPECT_EQ(pair.device_paths().device_payloads, static_cast<int>(transfer.chunks.size()));
+  EXPECT_EQ(pair.device_paths().host_payloads, 0);
+  ExpectAdopted(pair);  // whole, too
+  pair.ExpectAllFree();
+}
+
+TEST(Transfer, PayloadsLieInHostMemoryWhereOneSideHasNoDevice) {
+  for (const bool sender : {false, true}) {
+    TransferPair pair({.sender_on_device = sender, .receiver_on_device = !sender});
+    ExpectAdopted(pair);
+    EXPECT_EQ(pair.device_paths().device_payloads, 0);
+    pair.ExpectAllFree();
+  }
+}
+
 TEST(Transfer, SeveralAtOnce) {
   TransferPair pair({.landing_slots = 16});
   std::vector<Transfer> transfers;
@@ -63,8 +90,9 @@ struct NamedFaults {
 class BadNetwork : public testing::TestWithParam<NamedFaults> {};
 
 TEST_P(BadNetwork, TransfersArriveWhole) {
-  TransferPair pair({.max_resends = 12, .progress_limit = absl::Seconds(20)});
-  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    TransferPair pair(
+        {.max_resends = 12, .progress_limit = absl::Seconds(20), .adopter_thread = seed % 2 == 0});
     transport::LoopbackFaults faults = GetParam().faults;
     faults.seed = seed;
     pair.SetFaults(faults);
@@ -130,15 +158,21 @@ void ExpectEndedEitherWay(TransferPair& pair, const Transfer& transfer) {
   pair.ExpectAllFree();
 }
 
-class AtStage : public testing::TestWithParam<Stage> {};
-INSTANTIATE_TEST_SUITE_P(Stages, AtStage, testing::ValuesIn(kStages));
+// With chunks adopted on the progress thread, and on one of their own.
+class AtStage : public testing::TestWithParam<std::tuple<Stage, bool>> {
+ protected:
+  static Stage stage() { return std::get<0>(GetParam()); }
+  static bool adopter_thread() { return std::get<1>(GetParam()); }
+};
+INSTANTIATE_TEST_SUITE_P(Stages, AtStage,
+                         testing::Combine(testing::ValuesIn(kStages), testing::Bool()));
 
 TEST_P(AtStage, TheSenderGivesUp) {
   for (const double lose : {0.0, 0.3}) {
-    TransferPair pair;
+    TransferPair pair({.adopter_thread = adopter_thread()});
     const Transfer transfer = OpenOrDie(pair);
     pair.SetFaults({.lose = lose, .delay = absl::Milliseconds(2)});
-    Advance(pair, transfer, GetParam());
+    Advance(pair, transfer, stage());
     pair.AbortSender(transfer);
     EXPECT_FALSE(pair.SendChunk(transfer, 0).ok());
     pair.SetFaults({});
@@ -150,14 +184,14 @@ TEST_P(AtStage, TheSenderGivesUp) {
 
 TEST_P(AtStage, TheReceiverGivesUp) {
   for (const double lose : {0.0, 0.3}) {
-    TransferPair pair;
+    TransferPair pair({.adopter_thread = adopter_thread()});
     const Transfer transfer = OpenOrDie(pair);
     pair.SetFaults({.lose = lose, .delay = absl::Milliseconds(2)});
-    Advance(pair, transfer, GetParam());
+    Advance(pair, transfer, stage());
     pair.ReleaseReceiver(transfer);
     pair.SetFaults({});
     // A sender that has sent nothing yet learns of it from the answer to its first chunk.
-    if (GetParam() == Stage::kGranted) (void)pair.SendChunk(transfer, 0);
+    if (stage() == Stage::kGranted) (void)pair.SendChunk(transfer, 0);
     ExpectEndedEitherWay(pair, transfer);
     ExpectAdopted(pair);
     pair.ExpectAllFree();
@@ -165,10 +199,10 @@ TEST_P(AtStage, TheReceiverGivesUp) {
 }
 
 TEST_P(AtStage, BothGiveUpAtOnce) {
-  TransferPair pair;
+  TransferPair pair({.adopter_thread = adopter_thread()});
   const Transfer transfer = OpenOrDie(pair);
   pair.SetFaults({.lose = 0.2, .delay = absl::Milliseconds(2)});
-  Advance(pair, transfer, GetParam());
+  Advance(pair, transfer, stage());
   pair.ReleaseReceiver(transfer);
   pair.AbortSender(transfer);
   pair.SetFaults({});
@@ -176,9 +210,9 @@ TEST_P(AtStage, BothGiveUpAtOnce) {
 }
 
 TEST_P(AtStage, ThePairIsCutAndConnectsAgain) {
-  TransferPair pair({.lease = absl::Seconds(1)});
+  TransferPair pair({.lease = absl::Seconds(1), .adopter_thread = adopter_thread()});
   const Transfer transfer = OpenOrDie(pair);
-  Advance(pair, transfer, GetParam());
+  Advance(pair, transfer, stage());
   pair.Partition(true);
   ExpectEndedEitherWay(pair, transfer);
   pair.Partition(false);
@@ -189,17 +223,17 @@ TEST_P(AtStage, ThePairIsCutAndConnectsAgain) {
 }
 
 TEST_P(AtStage, TheSenderStops) {
-  TransferPair pair({.lease = absl::Seconds(1)});
+  TransferPair pair({.lease = absl::Seconds(1), .adopter_thread = adopter_thread()});
   const Transfer transfer = OpenOrDie(pair);
-  Advance(pair, transfer, GetParam());
+  Advance(pair, transfer, stage());
   pair.sender().Stop();
   ExpectEndedEitherWay(pair, transfer);
 }
 
 TEST_P(AtStage, TheReceiverStops) {
-  TransferPair pair;
+  TransferPair pair({.adopter_thread = adopter_thread()});
   const Transfer transfer = OpenOrDie(pair);
-  Advance(pair, transfer, GetParam());
+  Advance(pair, transfer, stage());
   pair.receiver().Stop();
   ExpectEndedEitherWay(pair, transfer);
 }

@@ -157,7 +157,6 @@ TEST_F(AdoptChunkTest, WrongShapesAreRefused) {
   expect_refused([](AdoptParams& params, AdoptPart&) { params.tables = nullptr; });
   expect_refused([](AdoptParams&, AdoptPart& part) { part.payload = nullptr; });
   expect_refused([](AdoptParams&, AdoptPart& part) { part.payload += 8; });
-  expect_refused([](AdoptParams&, AdoptPart& part) { part.pages = nullptr; });
   expect_refused([](AdoptParams&, AdoptPart& part) { part.page_bytes = 24; });
   expect_refused([](AdoptParams&, AdoptPart& part) { part.page_bytes = 0; });
   expect_refused([](AdoptParams&, AdoptPart& part) { part.bytes = 0; });

@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -63,6 +64,31 @@ TEST_F(CudaQuantizerTest, PagesEqualTheCpus) {
       EXPECT_EQ(std::memcmp(ours.data(), expected.data(), bytes), 0) << bits;
     }
   }
+}
+
+TEST_F(CudaQuantizerTest, WritesAndChecksASlotOnTheGpu) {
+  const BlockSpec spec = codec::ScalarSpec(64, 4, 4, 64, 64);
+  const KvSample kv = codec::MakeKv(3, 2 * kBlockTokens + 5, 64, Raw16::kFp16, 8);
+  const std::size_t pages = 2 * codec::PageBytes(spec, 3), raw = codec::Raw16Bytes(5, 3, 64);
+  std::vector<std::byte> expected(pages + raw), got(pages + raw);
+  const KvView host = kv.view, blocks = host.Tokens(0, 2 * kBlockTokens);
+  ASSERT_TRUE(cpu_->QuantizePages(blocks, spec, {}, std::span(expected).first(pages)).ok());
+  ASSERT_TRUE(
+      cpu_->CopyTokens(host.Tokens(2 * kBlockTokens, 5), std::span(expected).last(raw)).ok());
+
+  const DeviceBuffer slot = DeviceBuffer::Allocate(pages + raw).value();
+  const std::span<std::byte> out(slot.data(), slot.bytes());
+  const KvView view = ToDevice(kv);
+  ASSERT_TRUE(
+      quantizer_->QuantizePages(view.Tokens(0, 2 * kBlockTokens), spec, {}, out.first(pages)).ok());
+  ASSERT_TRUE(quantizer_->CopyTokens(view.Tokens(2 * kBlockTokens, 5), out.last(raw)).ok());
+  const auto crc = quantizer_->Check(out);
+  ASSERT_TRUE(crc.ok()) << crc.status();
+  EXPECT_EQ(*crc, *cpu_->Check(expected));
+  ASSERT_TRUE(CopyAsync(got.data(), slot.data(), got.size(), stream()).ok());
+  ASSERT_TRUE(stream().Synchronize().ok());
+  EXPECT_TRUE(got == expected);
+  EXPECT_EQ(*quantizer_->Check(got), *crc);  // on the host
 }
 
 TEST_F(CudaQuantizerTest, TokensAreCopied) {

@@ -118,6 +118,7 @@ TEST(Config, DefaultsAreFilledIn) {
   EXPECT_EQ(config.send_slots(), 16u);
   EXPECT_EQ(config.send_slot_bytes(), 4u << 20);
   EXPECT_EQ(config.transport().ucx().at("TLS"), "tcp");
+  EXPECT_EQ(config.transport().memory(), "host");
   v1::PrefillConfig folder;
   folder.mutable_model()->set_path("models/Qwen2.5-0.5B/");
   ASSERT_TRUE(CompleteConfig(folder).ok());
@@ -139,6 +140,7 @@ TEST(Config, EveryBadFieldIsNamed) {
       {"send_slots", [](auto& c) { c.set_send_slots(1); }},
       {"send_slot_bytes", [](auto& c) { c.set_send_slot_bytes(5000); }},
       {"max_queued_requests", [](auto& c) { c.set_max_queued_requests(0); }},
+      {"transport.memory", [](auto& c) { c.mutable_transport()->set_memory("gpu"); }},
       {"transport.silence_limit",
        [](auto& c) {
          *c.mutable_transport()->mutable_silence_limit() = rpc::ToProto(absl::Milliseconds(300));

@@ -36,7 +36,8 @@ absl::StatusOr<std::string> ReadLine(int fd) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PeerProcess>> PeerProcess::Start(const std::string& role,
-                                                                const std::string& address) {
+                                                                const std::string& address,
+                                                                std::optional<int> gpu) {
   std::array<int, 2> in{}, out{};
   if (pipe2(in.data(), O_CLOEXEC) != 0 || pipe2(out.data(), O_CLOEXEC) != 0)
     return absl::ErrnoToStatus(errno, "pipe");
@@ -47,8 +48,11 @@ absl::StatusOr<std::unique_ptr<PeerProcess>> PeerProcess::Start(const std::strin
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-  std::array<char*, 4> argv = {const_cast<char*>(program.c_str()), const_cast<char*>(role.c_str()),
-                               const_cast<char*>(hex.c_str()), nullptr};
+  const std::string gpu_text = gpu.has_value() ? absl::StrCat(*gpu) : "";
+  std::array<char*, 5> argv = {const_cast<char*>(program.c_str()), const_cast<char*>(role.c_str()),
+                               const_cast<char*>(hex.c_str()),
+                               gpu.has_value() ? const_cast<char*>(gpu_text.c_str()) : nullptr,
+                               nullptr};
   pid_t pid = 0;
   const int error = posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -17,9 +18,10 @@ inline constexpr std::uint64_t kTestIncarnation = 0xaaaa;
 //   "flood":  sends chunks of 8 MiB without end.
 class PeerProcess {
  public:
-  // `program` stands beside the test; `address` is the test's own transport's.
+  // `address` is the test's own transport's. With a `gpu` the peer's payloads lie there.
   static absl::StatusOr<std::unique_ptr<PeerProcess>> Start(const std::string& role,
-                                                            const std::string& address);
+                                                            const std::string& address,
+                                                            std::optional<int> gpu = std::nullopt);
   ~PeerProcess();  // kills it
 
   const std::string& address() const { return address_; }

@@ -65,8 +65,8 @@ class TransportContract : public ::testing::TestWithParam<std::string> {
     auto b = maker_->Make(kIncarnationB, &sink_b_);
     ASSERT_TRUE(b.ok()) << b.status();
     b_ = *std::move(b);
-    region_a_ = *a_->Allocate(kRegionBytes);
-    region_b_ = *b_->Allocate(kRegionBytes);
+    region_a_ = *a_->Allocate(kRegionBytes, MemoryKind::kHost);
+    region_b_ = *b_->Allocate(kRegionBytes, MemoryKind::kHost);
     sink_b_.LandIn(region_b_->bytes());
     to_b_ = *a_->Connect(b_->LocalAddress(), kIncarnationB, "b");
     to_a_ = *b_->Connect(a_->LocalAddress(), kIncarnationA, "a");

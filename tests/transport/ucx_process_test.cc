@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "common/crc32c.h"
 #include "gtest/gtest.h"
+#include "tests/transport/landing_sink.h"
 #include "tests/transport/peer_process.h"
 #include "tests/transport/recording_sink.h"
 #include "transport/ucx/ucx_transport.h"
@@ -27,79 +28,6 @@
 // is not a peer at all.
 namespace kvferry::transport {
 namespace {
-
-constexpr std::size_t kChunkBytes = 8 << 20;
-
-// Lands payloads in slots of their own and checks that each ends exactly once, before its peer is
-// lost.
-class LandingSink : public MessageSink {
- public:
-  void LandIn(std::span<std::byte> memory) {
-    const absl::MutexLock lock(&mutex_);
-    for (std::size_t at = 0; at + kChunkBytes <= memory.size(); at += kChunkBytes)
-      free_.push_back(memory.subspan(at, kChunkBytes));
-    slots_ = free_;
-  }
-  void OnMessage(PeerHandle, MessageType, std::span<const std::byte>) override {}
-  Landing OnIncoming(PeerHandle, MessageType, std::span<const std::byte>, std::size_t) override {
-    const absl::MutexLock lock(&mutex_);
-    if (free_.empty()) return {};
-    const std::span<std::byte> slot = free_.back();
-    free_.pop_back();
-    ++accepted_;
-    return {slot, static_cast<std::uint64_t>(slot.data() - slots_.front().data())};
-  }
-  void OnPayload(PeerHandle, std::uint64_t cookie, const absl::Status& status) override {
-    const absl::MutexLock lock(&mutex_);
-    ++ended_;
-    failed_ += status.ok() ? 0 : 1;
-    free_.push_back({slots_.front().data() + cookie, kChunkBytes});
-  }
-  void OnPeerLost(PeerHandle, const absl::Status& why) override {
-    const absl::MutexLock lock(&mutex_);
-    ++lost_;
-    why_ = why;
-    open_at_loss_ = accepted_ - ended_;
-  }
-
-  bool AwaitAccepted(int count) {
-    const absl::MutexLock lock(&mutex_);
-    const auto enough = [this, count]()
-                            ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return accepted_ >= count; };
-    return mutex_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(10));
-  }
-  bool AwaitLost(absl::Duration limit) {
-    const absl::MutexLock lock(&mutex_);
-    return mutex_.AwaitWithTimeout(
-        absl::Condition(
-            +[](LandingSink* self) ABSL_NO_THREAD_SAFETY_ANALYSIS { return self->lost_ > 0; },
-            this),
-        limit);
-  }
-  int open_at_loss() {
-    const absl::MutexLock lock(&mutex_);
-    return open_at_loss_;
-  }
-  int lost() {
-    const absl::MutexLock lock(&mutex_);
-    return lost_;
-  }
-  absl::Status why() {
-    const absl::MutexLock lock(&mutex_);
-    return why_;
-  }
-
- private:
-  absl::Mutex mutex_;
-  std::vector<std::span<std::byte>> slots_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::span<std::byte>> free_ ABSL_GUARDED_BY(mutex_);
-  int accepted_ ABSL_GUARDED_BY(mutex_) = 0;
-  int ended_ ABSL_GUARDED_BY(mutex_) = 0;
-  int failed_ ABSL_GUARDED_BY(mutex_) = 0;
-  int lost_ ABSL_GUARDED_BY(mutex_) = 0;
-  int open_at_loss_ ABSL_GUARDED_BY(mutex_) = -1;
-  absl::Status why_ ABSL_GUARDED_BY(mutex_);
-};
 
 std::unique_ptr<Transport> MakeTransport(MessageSink* sink, std::uint64_t incarnation) {
   UcxOptions options;
@@ -112,7 +40,7 @@ std::unique_ptr<Transport> MakeTransport(MessageSink* sink, std::uint64_t incarn
 TEST(UcxProcesses, PayloadsArriveWhole) {
   RecordingSink sink;
   const auto transport = MakeTransport(&sink, kTestIncarnation);
-  const auto region = transport->Allocate(kChunkBytes).value();
+  const auto region = transport->Allocate(kChunkBytes, MemoryKind::kHost).value();
   const auto peer = PeerProcess::Start("answer", transport->LocalAddress());
   ASSERT_TRUE(peer.ok()) << peer.status();
   const PeerHandle to = *transport->Connect((*peer)->address(), kPeerIncarnation, "peer");
@@ -138,7 +66,7 @@ TEST(UcxProcesses, PayloadsArriveWhole) {
 void LosesABusyPeer(const std::string& role, int signal) {
   LandingSink sink;
   const auto transport = MakeTransport(&sink, kTestIncarnation);
-  const auto region = transport->Allocate(5 * kChunkBytes).value();
+  const auto region = transport->Allocate(5 * kChunkBytes, MemoryKind::kHost).value();
   sink.LandIn(region->bytes().subspan(kChunkBytes));
   const auto peer = PeerProcess::Start(role, transport->LocalAddress());
   ASSERT_TRUE(peer.ok()) << peer.status();

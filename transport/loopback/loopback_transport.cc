@@ -27,6 +27,12 @@ namespace {
 
 constexpr absl::Duration kReorderDelay = absl::Milliseconds(5);
 
+absl::Status CheckAddress(std::string_view address) {
+  if (address.substr(0, 9) == "loopback:") return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("data address '", ToAbsl(address), "' is not of a loopback transport"));
+}
+
 // A message on its way. The payload is a copy: what the sender does to its memory later is not
 // seen.
 struct Parcel {
@@ -131,17 +137,20 @@ class LoopbackTransport : public Transport {
   ~LoopbackTransport() override { Stop(); }
 
   std::string LocalAddress() const override { return address_; }
-  std::string_view label() const override { return "loopback"; }
-  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) override {
+  std::vector<Path> paths() const override { return {{MemoryKind::kHost, "loopback"}}; }
+  absl::StatusOr<Path> PathTo(std::string_view address) const override {
+    KVF_RETURN_IF_ERROR(CheckAddress(address));
+    return paths().front();
+  }
+  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes, MemoryKind memory) override {
+    if (memory != MemoryKind::kHost)
+      return absl::FailedPreconditionError("a loopback transport has host memory alone");
     return std::make_unique<HeapRegion>(bytes);
   }
 
   absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,
                                      std::string_view peer_name) override {
-    if (address.substr(0, 9) != "loopback:") {
-      return absl::InvalidArgumentError(
-          absl::StrCat("data address '", ToAbsl(address), "' is not of a loopback transport"));
-    }
+    KVF_RETURN_IF_ERROR(CheckAddress(address));
     const PeerHandle handle{next_handle_.fetch_add(1)};
     Peer peer{.name = std::string(peer_name),
               .address = std::string(address),

@@ -2,6 +2,8 @@
 
 #include <ucs/config/global_opts.h>
 
+#include <array>
+
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
@@ -36,6 +38,18 @@ absl::StatusOr<ConfigPtr> MakeConfig(const std::map<std::string, std::string>& s
   return config;
 }
 
+// A UCX without CUDA takes a device pointer for a host pointer, and crashes.
+absl::Status CheckCuda(ucp_context_h context) {
+  ucp_context_attr_t attributes{};
+  attributes.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES;
+  KVF_RETURN_IF_ERROR(FromUcs(ucp_context_query(context, &attributes), "ask UCX for its memories"));
+  if ((attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "UCX has no CUDA: its modules libuct_cuda and libucm_cuda, or what these load (the folder "
+      "libucx_cu13.libs beside libucx, the driver's libcuda.so.1), are missing; "
+      "transport.memory: \"host\" does without");
+}
+
 }  // namespace
 
 absl::Status FromUcs(ucs_status_t status, std::string_view what) {
@@ -65,10 +79,13 @@ absl::Status FromUcs(ucs_status_t status, std::string_view what) {
   }
 }
 
-absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings) {
+absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings,
+                                       bool device_memory) {
   KVF_RETURN_IF_ERROR(CheckVersion());
   // UCX prints what it also returns; we log it once ourselves.
   ucs_global_opts_set_value("LOG_LEVEL", "fatal");
+  // It learns of allocations through hooks, which miss those of a statically linked CUDA runtime.
+  ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
   KVF_ASSIGN_OR_RETURN(const ConfigPtr config, MakeConfig(settings));
   ucp_params_t params{};
   params.field_mask =
@@ -76,11 +93,13 @@ absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>&
   params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
   params.mt_workers_shared = 1;  // memory is registered by any thread
   params.name = "kvferry";
-  ucp_context_h context = nullptr;
-  const ucs_status_t status = ucp_init(&params, config.get(), &context);
+  ucp_context_h raw = nullptr;
+  const ucs_status_t status = ucp_init(&params, config.get(), &raw);
   if (status != UCS_OK)
     return FromUcs(status, "start UCX (are the transports in transport.ucx.TLS available?)");
-  return ContextPtr(context);
+  ContextPtr context(raw);
+  if (device_memory) KVF_RETURN_IF_ERROR(CheckCuda(context.get()));
+  return context;
 }
 
 absl::StatusOr<WorkerPtr> MakeWorker(ucp_context_h context) {
@@ -102,6 +121,20 @@ absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker) {
   std::string text(reinterpret_cast<const char*>(address), bytes);
   ucp_worker_release_address(worker, address);
   return text;
+}
+
+absl::StatusOr<std::vector<std::string>> EndpointLanes(ucp_ep_h endpoint) {
+  std::array<ucp_transport_entry_t, 64> entries{};
+  ucp_ep_attr_t attributes{};
+  attributes.field_mask = UCP_EP_ATTR_FIELD_TRANSPORTS;
+  attributes.transports = {.entries = entries.data(),
+                           .num_entries = static_cast<unsigned>(entries.size()),
+                           .entry_size = sizeof(entries[0])};
+  KVF_RETURN_IF_ERROR(FromUcs(ucp_ep_query(endpoint, &attributes), "ask for a connection's lanes"));
+  std::vector<std::string> lanes;
+  for (unsigned i = 0; i < attributes.transports.num_entries; ++i)
+    lanes.push_back(absl::StrCat(entries[i].transport_name, "/", entries[i].device_name));
+  return lanes;
 }
 
 }  // namespace kvferry::transport

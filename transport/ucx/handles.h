@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,11 +28,15 @@ using ContextPtr = std::unique_ptr<ucp_context, UcxDelete<ucp_cleanup>>;
 using WorkerPtr = std::unique_ptr<ucp_worker, UcxDelete<ucp_worker_destroy>>;
 
 // A context for Active Messages with the given settings. kInvalidArgument: a setting that UCX
-// refuses, by name; kFailedPrecondition: UCX is too old.
-absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings);
+// refuses, by name; kFailedPrecondition: UCX is too old, or is to know `device_memory` and has no
+// CUDA.
+absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>& settings,
+                                       bool device_memory);
 // A worker with a wake-up descriptor, for one thread at a time.
 absl::StatusOr<WorkerPtr> MakeWorker(ucp_context_h context);
 // The worker's address as UCX packs it.
 absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker);
+// What UCX has chosen for a connection, for example {"tcp/lo", "cuda_ipc/cuda"}.
+absl::StatusOr<std::vector<std::string>> EndpointLanes(ucp_ep_h endpoint);
 
 }  // namespace kvferry::transport

@@ -6,111 +6,45 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <future>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
-#include "common/coding.h"
-#include "common/crc32c.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "common/work_queue.h"
 #include "transport/pending_done.h"
-#include "transport/rate_limit.h"
+#include "transport/ucx/address.h"
 #include "transport/ucx/handles.h"
+#include "transport/ucx/path.h"
+#include "transport/ucx/peer_table.h"
+#include "transport/ucx/region.h"
+#include "transport/ucx/send_op.h"
 #include "transport/ucx/ucx_peer.h"
 
 namespace kvferry::transport {
 namespace {
 
-constexpr std::uint32_t kAddressMagic = 0x3155564b;  // "KVU1"
-constexpr std::size_t kAddressHeaderBytes = 8;       // magic, crc32c of the rest
 constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
-constexpr std::size_t kRegionAlignment = 4096;
+// A payload on its way to a GPU is polled for at most this long after the last one came: to sleep,
+// UCX puts a host function into the GPU's stream of copies, behind which the next copy waits.
+constexpr absl::Duration kDevicePollLimit = absl::Milliseconds(1);
 constexpr int kProgressBurst = 256;  // then commands and timers have their turn
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
 
-std::span<const std::byte> AsBytes(std::string_view text) {
-  return std::as_bytes(std::span(text.data(), text.size()));
-}
-
-// A worker address in an envelope, since UCX does not check what it unpacks.
-std::string WrapAddress(const std::string& address) {
-  std::array<std::byte, kAddressHeaderBytes> header{};
-  StoreLittle<std::uint32_t>(header, 0, kAddressMagic);
-  StoreLittle<std::uint32_t>(header, 4, Crc32c(AsBytes(address)));
-  return absl::StrCat(
-      absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()), address);
-}
-
-absl::StatusOr<std::string> UnwrapAddress(std::string_view wrapped) {
-  if (wrapped.size() <= kAddressHeaderBytes)
-    return absl::InvalidArgumentError("data address: too short");
-  const std::span<const std::byte> bytes = AsBytes(wrapped);
-  const std::string address(wrapped.substr(kAddressHeaderBytes));
-  if (LoadLittle<std::uint32_t>(bytes, 0) != kAddressMagic ||
-      LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(AsBytes(address))) {
-    return absl::InvalidArgumentError(
-        "data address: not an address of a UCX transport, or damaged");
-  }
-  return address;
-}
-
-// Host memory that UCX has registered.
-class UcxRegion : public Region {
- public:
-  static absl::StatusOr<std::unique_ptr<Region>> Create(ucp_context_h context, std::size_t bytes) {
-    const std::size_t rounded =
-        (bytes + kRegionAlignment - 1) / kRegionAlignment * kRegionAlignment;
-    void* memory = std::aligned_alloc(kRegionAlignment, std::max(rounded, kRegionAlignment));
-    if (memory == nullptr)
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no memory for a region of ", bytes, " bytes"));
-    std::memset(memory, 0, rounded);
-    ucp_mem_map_params_t params{};
-    params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
-    params.address = memory;
-    params.length = rounded;
-    ucp_mem_h handle = nullptr;
-    const ucs_status_t status = ucp_mem_map(context, &params, &handle);
-    if (status != UCS_OK) {
-      std::free(memory);
-      return FromUcs(status, absl::StrCat("register a region of ", bytes, " bytes"));
-    }
-    return std::unique_ptr<Region>(
-        new UcxRegion(context, handle, static_cast<std::byte*>(memory), bytes));
-  }
-  ~UcxRegion() override {
-    const ucs_status_t status = ucp_mem_unmap(context_, handle_);
-    if (status != UCS_OK)
-      Log(LogLevel::kError, "region_unmap_failed", {{"why", ucs_status_string(status)}});
-    std::free(memory_);
-  }
-  std::span<std::byte> bytes() const override { return {memory_, bytes_}; }
-
- private:
-  UcxRegion(ucp_context_h context, ucp_mem_h handle, std::byte* memory, std::size_t bytes)
-      : context_(context), handle_(handle), memory_(memory), bytes_(bytes) {}
-  ucp_context_h context_;
-  ucp_mem_h handle_;
-  std::byte* memory_;
-  std::size_t bytes_;
-};
+}  // namespace
 
 // All UCX objects belong to the progress thread; other threads push work to it. Regions are the
 // exception: the context is shared.
-class UcxTransport : public Transport {
+class UcxTransport final : public Transport {
  public:
   UcxTransport(const UcxOptions& options, MessageSink* sink, const Clock& clock, ContextPtr context,
-               WorkerPtr worker, std::string address, int worker_fd,
+               WorkerPtr worker, UcxAddress address, std::vector<Path> paths, int worker_fd,
                std::unique_ptr<WorkQueue> work)
       : options_(options),
         sink_(*sink),
@@ -118,9 +52,10 @@ class UcxTransport : public Transport {
         context_(std::move(context)),
         worker_(std::move(worker)),
         address_(std::move(address)),
+        paths_(std::move(paths)),
         worker_fd_(worker_fd),
         work_(std::move(work)),
-        limiter_(options.rate_limit_bytes_per_s) {}
+        waiting_(options.rate_limit_bytes_per_s) {}
 
   absl::Status RegisterHandlers() {
     for (std::uint8_t type = 1; type <= static_cast<std::uint8_t>(MessageType::kAbortAck); ++type) {
@@ -144,31 +79,35 @@ class UcxTransport : public Transport {
 
   ~UcxTransport() override { Stop(); }
 
-  std::string LocalAddress() const override { return address_; }
-  std::string_view label() const override {
-    const auto tls = options_.settings.find("TLS");
-    const bool shared =
-        tls != options_.settings.end() && (tls->second.find("posix") != std::string::npos ||
-                                           tls->second.find("sysv") != std::string::npos);
-    return shared ? "shm" : "tcp_host";
+  std::string LocalAddress() const override { return PackAddress(address_); }
+  std::vector<Path> paths() const override { return paths_; }
+  absl::StatusOr<Path> PathTo(std::string_view address) const override {
+    KVF_ASSIGN_OR_RETURN(const UcxAddress peer, UnpackAddress(address));
+    return ChoosePath(paths_, address_, peer);
   }
 
-  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes) override {
-    return UcxRegion::Create(context_.get(), bytes);
+  absl::StatusOr<std::unique_ptr<Region>> Allocate(std::size_t bytes, MemoryKind memory) override {
+    const auto in = [memory](const Path& path) { return path.memory == memory; };
+    if (std::none_of(paths_.begin(), paths_.end(), in)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("a region of ", bytes, " bytes in memory that no path of this process has"));
+    }
+    if (memory == MemoryKind::kHost) return CreateHostRegion(context_.get(), bytes);
+    return CreateDeviceRegion(context_.get(), *options_.device, bytes);
   }
 
   absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,
                                      std::string_view peer_name) override {
-    KVF_ASSIGN_OR_RETURN(std::string unwrapped, UnwrapAddress(address));
+    KVF_ASSIGN_OR_RETURN(UcxAddress to, UnpackAddress(address));
+    KVF_ASSIGN_OR_RETURN(const Path path, ChoosePath(paths_, address_, to));
     const PeerHandle handle{next_handle_.fetch_add(1)};
     if (OnProgressThread()) {
-      OpenPeer(handle, peer_incarnation, std::string(peer_name), unwrapped);
+      OpenPeer(handle, peer_incarnation, std::string(peer_name), to.worker, path);
       return handle;
     }
     Post([this, handle, peer_incarnation, name = std::string(peer_name),
-          unwrapped = std::move(unwrapped)] {
-      OpenPeer(handle, peer_incarnation, name, unwrapped);
-    });
+          worker = std::move(to.worker),
+          path] { OpenPeer(handle, peer_incarnation, name, worker, path); });
     return handle;
   }
 
@@ -196,7 +135,7 @@ class UcxTransport : public Transport {
 
   void Disconnect(PeerHandle peer) override {
     Post([this, peer] {
-      if (UcxPeer* found = Find(peer))
+      if (UcxPeer* found = peers_.Find(peer))
         BeginClose(*found, absl::CancelledError(absl::StrCat("disconnected from ", found->name)));
     });
   }
@@ -216,20 +155,12 @@ class UcxTransport : public Transport {
     UcxTransport* transport = nullptr;
     MessageType type{};
   };
-  // One posted message, until UCX has completed it.
-  struct SendOp {
-    UcxTransport* transport = nullptr;
-    PeerHandle peer{};
-    MessageType type{};
-    std::vector<std::byte> header;
-    std::span<const std::byte> payload;
-    PendingDone done;
-  };
   // One accepted payload, until UCX has completed it.
   struct ReceiveOp {
     UcxTransport* transport = nullptr;
     PeerHandle peer{};
     std::uint64_t cookie = 0;
+    bool on_device = false;
   };
 
   // ---- the progress loop ----
@@ -242,16 +173,26 @@ class UcxTransport : public Transport {
 
   void Run() {
     CurrentTransport() = this;
+    if (options_.device != nullptr) {
+      // UCX copies on the GPU of the thread that progresses it. An error is one of the context,
+      // which every later copy meets again.
+      if (absl::Status status = options_.device->Use(); !status.ok())
+        Log(LogLevel::kError, "gpu_unusable", {{"why", status}});
+    }
     while (!stopping_) {
       work_->RunDue();
       for (int i = 0; i < kProgressBurst && ucp_worker_progress(worker_.get()) != 0; ++i) {
       }
       Settle();
       if (stopping_) break;
-      SleepUntilWork();
+      if (!AwaitsDevicePayload()) SleepUntilWork();
     }
     CloseAll();
     worker_.reset();  // here, where what it still completes may be called
+  }
+
+  bool AwaitsDevicePayload() const {
+    return device_receives_ > 0 && clock_.Now() - device_progress_ < kDevicePollLimit;
   }
 
   void SleepUntilWork() {
@@ -266,35 +207,24 @@ class UcxTransport : public Transport {
     work_->Drain();
   }
 
-  std::vector<PeerHandle> PeersWhere(bool (*wanted)(const UcxPeer&)) const {
-    std::vector<PeerHandle> found;
-    for (const auto& [handle, peer] : peers_) {
-      if (wanted(*peer)) found.push_back(handle);
-    }
-    return found;
-  }
-
   // Closes peers that are lost, and reports those whose last operation has ended. Callbacks may
   // connect and send meanwhile, so the map is not walked while they run.
   void Settle() {
     for (const PeerHandle handle :
-         PeersWhere([](const UcxPeer& peer) { return !peer.lost.ok() && !peer.closing; })) {
-      StartClose(*Find(handle));
+         peers_.Where([](const UcxPeer& peer) { return !peer.lost.ok() && !peer.closing; })) {
+      StartClose(*peers_.Find(handle));
     }
     for (const PeerHandle handle :
-         PeersWhere([](const UcxPeer& peer) { return peer.closing && peer.idle(); })) {
-      const std::unique_ptr<UcxPeer> peer = std::move(peers_.at(handle));
-      peers_.erase(handle);
-      const auto found = by_incarnation_.find(peer->incarnation);
-      if (found != by_incarnation_.end() && found->second == handle) by_incarnation_.erase(found);
+         peers_.Where([](const UcxPeer& peer) { return peer.closing && peer.idle(); })) {
+      const std::unique_ptr<UcxPeer> peer = peers_.Remove(handle);
       sink_.OnPeerLost(handle, peer->lost);
     }
   }
 
   void CloseAll() {
     work_->Close();  // sends that nobody has looked at yet end as cancelled
-    DropWaiting(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
-    for (auto& [handle, peer] : peers_)
+    waiting_.Drop(absl::CancelledError("the transport stops"), [](const SendOp&) { return true; });
+    for (const auto& [handle, peer] : peers_.all())
       BeginClose(*peer, absl::CancelledError("the transport stops"));
     const MonoTime deadline = clock_.Now() + kCloseLimit;
     Settle();
@@ -302,7 +232,7 @@ class UcxTransport : public Transport {
       if (ucp_worker_progress(worker_.get()) == 0) SleepUntilWork();
       Settle();
     }
-    for (auto& [handle, peer] : peers_) {
+    for (const auto& [handle, peer] : peers_.all()) {
       Log(LogLevel::kError, "peer_close_unfinished",
           {{"peer", peer->name}, {"sends", peer->sends}, {"receives", peer->receives}});
     }
@@ -310,13 +240,8 @@ class UcxTransport : public Transport {
 
   // ---- peers ----
 
-  UcxPeer* Find(PeerHandle handle) {
-    const auto found = peers_.find(handle);
-    return found == peers_.end() ? nullptr : found->second.get();
-  }
-
   void OpenPeer(PeerHandle handle, std::uint64_t incarnation, const std::string& name,
-                const std::string& address) {
+                const std::string& worker_address, const Path& path) {
     auto peer = std::make_unique<UcxPeer>();
     peer->handle = handle;
     peer->name = name;
@@ -325,19 +250,27 @@ class UcxTransport : public Transport {
     ucp_ep_params_t params{};
     params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                         UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+    params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
     params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
     params.err_handler.cb = &UcxTransport::OnEndpointError;
     params.err_handler.arg = peer.get();
-    const ucs_status_t status = ucp_ep_create(worker_.get(), &params, &peer->endpoint);
-    if (status != UCS_OK) {
-      const absl::Status why = FromUcs(status, absl::StrCat("connect to ", name));
+    const absl::Status why = FromUcs(ucp_ep_create(worker_.get(), &params, &peer->endpoint),
+                                     absl::StrCat("connect to ", name));
+    if (!why.ok()) {
       Log(LogLevel::kWarning, "peer_unreachable", {{"peer", name}, {"why", why}});
       Post([this, handle, why] { sink_.OnPeerLost(handle, why); });
       return;
     }
-    by_incarnation_[incarnation] = handle;
-    peers_.emplace(handle, std::move(peer));
+    if (absl::Status lanes = LanesMatch(*peer, path); !lanes.ok()) {
+      Log(LogLevel::kError, "path_missing", {{"peer", name}, {"why", lanes}});
+      BeginClose(*peer, std::move(lanes));
+    }
+    peers_.Add(std::move(peer));
+  }
+
+  static absl::Status LanesMatch(const UcxPeer& peer, const Path& path) {
+    KVF_ASSIGN_OR_RETURN(const std::vector<std::string> lanes, EndpointLanes(peer.endpoint));
+    return CheckLanes(lanes, peer.name, path);
   }
 
   static void OnEndpointError(void* arg, ucp_ep_h, ucs_status_t status) {
@@ -355,7 +288,7 @@ class UcxTransport : public Transport {
     if (absl::IsUnavailable(peer.lost))
       Log(LogLevel::kWarning, "peer_lost", {{"peer", peer.name}, {"why", peer.lost}});
     const PeerHandle handle = peer.handle;
-    DropWaiting(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
+    waiting_.Drop(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
     ucp_request_param_t params{};
     params.op_attr_mask =
         UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -373,7 +306,7 @@ class UcxTransport : public Transport {
   }
 
   void Heartbeat() {
-    for (auto& [handle, peer] : peers_) {
+    for (const auto& [handle, peer] : peers_.all()) {
       if (!peer->lost.ok()) continue;
       const absl::Duration silent = clock_.Now() - peer->last_heard;
       if (silent > options_.silence_limit) {
@@ -389,56 +322,42 @@ class UcxTransport : public Transport {
   // ---- sending ----
 
   void Admit(std::unique_ptr<SendOp> send) {
-    if (!send->payload.empty() && limiter_.limited()) {
-      waiting_.push_back(std::move(send));
-      PumpWaiting();
+    if (send->payload.empty() || !waiting_.limited()) {
+      PostSend(std::move(send));
       return;
     }
-    PostSend(std::move(send));
+    waiting_.Push(std::move(send));
+    PumpWaiting();
   }
 
-  // Payloads leave in order, as fast as the rate limit allows.
   void PumpWaiting() {
-    while (!waiting_.empty()) {
-      const absl::Duration wait = limiter_.Take(waiting_.front()->payload.size(), clock_.Now());
-      if (wait > absl::ZeroDuration()) {
-        if (!std::exchange(pump_posted_, true)) {
-          Post(
-              [this] {
-                pump_posted_ = false;
-                PumpWaiting();
-              },
-              wait);
-        }
-        return;
-      }
-      std::unique_ptr<SendOp> send = std::move(waiting_.front());
-      waiting_.pop_front();
+    absl::Duration wait;
+    while (std::unique_ptr<SendOp> send = waiting_.Take(clock_.Now(), wait))
       PostSend(std::move(send));
-    }
-  }
-
-  template <typename Predicate>
-  void DropWaiting(const absl::Status& why, Predicate drop) {
-    std::deque<std::unique_ptr<SendOp>> kept, dropped;
-    for (std::unique_ptr<SendOp>& send : waiting_)
-      (drop(*send) ? dropped : kept).push_back(std::move(send));
-    waiting_ = std::move(kept);
-    for (const std::unique_ptr<SendOp>& send : dropped) send->done(why);
+    if (wait == absl::ZeroDuration() || std::exchange(pump_posted_, true)) return;
+    Post(
+        [this] {
+          pump_posted_ = false;
+          PumpWaiting();
+        },
+        wait);
   }
 
   void PostSend(std::unique_ptr<SendOp> send) {
-    UcxPeer* peer = Find(send->peer);
+    UcxPeer* peer = peers_.Find(send->peer);
     if (peer == nullptr || !peer->lost.ok()) {
       send->done(peer == nullptr ? absl::UnavailableError("the peer is not connected")
                                  : peer->lost);
       return;
     }
     ucp_request_param_t params{};
-    params.op_attr_mask =
-        UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    params.flags =
-        send->payload.size() >= kRendezvousBytes ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    params.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK |
+                          UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+    const ucs_memory_type_t memory = MemoryOf(send->payload);
+    const bool rendezvous =
+        send->payload.size() >= kRendezvousBytes || memory == UCS_MEMORY_TYPE_CUDA;
+    params.flags = rendezvous ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
+    params.memory_type = memory;
     params.cb.send = &UcxTransport::OnSent;
     params.user_data = send.get();
     const ucs_status_ptr_t request =
@@ -455,7 +374,7 @@ class UcxTransport : public Transport {
   static void OnSent(void* request, ucs_status_t status, void* user_data) {
     const std::unique_ptr<SendOp> send(static_cast<SendOp*>(user_data));
     ucp_request_free(request);
-    UcxPeer* peer = send->transport->Find(send->peer);
+    UcxPeer* peer = send->transport->peers_.Find(send->peer);
     if (peer != nullptr) --peer->sends;
     absl::Status result =
         FromUcs(status, absl::StrCat("send to ", peer == nullptr ? "a lost peer" : peer->name));
@@ -483,14 +402,10 @@ class UcxTransport : public Transport {
       return UCS_OK;
     std::memcpy(&prefix, framed.data(), sizeof(prefix));
     if (prefix.magic != kSenderMagic || prefix.reserved != 0) return UCS_OK;
-    PeerHandle from{};
-    if (const auto known = by_incarnation_.find(prefix.incarnation);
-        known != by_incarnation_.end()) {
-      from = known->second;
-      if (UcxPeer* peer = Find(from)) {
-        if (!peer->lost.ok()) return UCS_OK;  // already given up: nothing of it is taken any more
-        peer->last_heard = clock_.Now();
-      }
+    const PeerHandle from = peers_.FindIncarnation(prefix.incarnation);
+    if (UcxPeer* peer = peers_.Find(from)) {
+      if (!peer->lost.ok()) return UCS_OK;  // already given up: nothing of it is taken any more
+      peer->last_heard = clock_.Now();
     }
     if (type == MessageType::kHeartbeat) return UCS_OK;
     const std::span<const std::byte> header = framed.subspan(sizeof(prefix));
@@ -506,19 +421,36 @@ class UcxTransport : public Transport {
       return UCS_OK;
     }
     if ((param.recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
-      std::memcpy(landing.slot.data(), data, data_bytes);
-      sink_.OnPayload(from, landing.cookie, absl::OkStatus());
+      sink_.OnPayload(from, landing.cookie,
+                      Place({static_cast<std::byte*>(data), data_bytes}, landing));
       return UCS_OK;
     }
     return ReceiveRendezvous(from, landing, data, data_bytes);
   }
 
+  // A payload that came with its header, in memory of UCX.
+  absl::Status Place(std::span<const std::byte> payload, const Landing& landing) {
+    if (MemoryOf(landing.slot) == UCS_MEMORY_TYPE_CUDA)
+      return options_.device->Copy(landing.slot.data(), payload.data(), payload.size());
+    std::memcpy(landing.slot.data(), payload.data(), payload.size());
+    return absl::OkStatus();
+  }
+
+  ucs_memory_type_t MemoryOf(std::span<const std::byte> payload) const {
+    const bool on_device =
+        options_.device != nullptr && !payload.empty() && options_.device->Contains(payload.data());
+    return on_device ? UCS_MEMORY_TYPE_CUDA : UCS_MEMORY_TYPE_HOST;
+  }
+
   ucs_status_t ReceiveRendezvous(PeerHandle from, const Landing& landing, void* descriptor,
                                  std::size_t bytes) {
-    auto receive = std::make_unique<ReceiveOp>(ReceiveOp{this, from, landing.cookie});
+    const ucs_memory_type_t memory = MemoryOf(landing.slot);
+    auto receive = std::make_unique<ReceiveOp>(
+        ReceiveOp{this, from, landing.cookie, memory == UCS_MEMORY_TYPE_CUDA});
     ucp_request_param_t params{};
-    params.op_attr_mask =
-        UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
+                          UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
+    params.memory_type = memory;
     params.cb.recv_am = &UcxTransport::OnReceived;
     params.user_data = receive.get();
     const ucs_status_ptr_t request =
@@ -527,15 +459,22 @@ class UcxTransport : public Transport {
       sink_.OnPayload(from, landing.cookie, FromUcs(UCS_PTR_STATUS(request), "receive a chunk"));
       return UCS_OK;
     }
-    if (UcxPeer* peer = Find(from)) ++peer->receives;
+    if (UcxPeer* peer = peers_.Find(from)) ++peer->receives;
+    if (receive->on_device) NoteDeviceReceive(1);
     static_cast<void>(receive.release());  // OnReceived takes it back
     return UCS_INPROGRESS;
+  }
+
+  void NoteDeviceReceive(int change) {
+    device_receives_ += change;
+    device_progress_ = clock_.Now();
   }
 
   static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
     const std::unique_ptr<ReceiveOp> receive(static_cast<ReceiveOp*>(user_data));
     ucp_request_free(request);
-    if (UcxPeer* peer = receive->transport->Find(receive->peer)) --peer->receives;
+    if (UcxPeer* peer = receive->transport->peers_.Find(receive->peer)) --peer->receives;
+    if (receive->on_device) receive->transport->NoteDeviceReceive(-1);
     receive->transport->sink_.OnPayload(receive->peer, receive->cookie,
                                         FromUcs(status, "receive a chunk"));
   }
@@ -545,7 +484,8 @@ class UcxTransport : public Transport {
   const Clock& clock_;
   const ContextPtr context_;
   WorkerPtr worker_;  // dies with the progress thread
-  const std::string address_;
+  const UcxAddress address_;
+  const std::vector<Path> paths_;
   const int worker_fd_;  // the worker's own
   const std::unique_ptr<WorkQueue> work_;
   std::array<Handler, 16> handlers_;
@@ -554,31 +494,40 @@ class UcxTransport : public Transport {
   // Of the progress thread.
   bool stopping_ = false;
   bool pump_posted_ = false;
-  RateLimit limiter_;
-  std::deque<std::unique_ptr<SendOp>> waiting_;  // for the rate limit
-  absl::flat_hash_map<PeerHandle, std::unique_ptr<UcxPeer>> peers_;
-  absl::flat_hash_map<std::uint64_t, PeerHandle> by_incarnation_;
+  int device_receives_ = 0;                          // payloads that UCX copies to a GPU
+  MonoTime device_progress_ = absl::ZeroDuration();  // when their number last changed
+  RateLimitedSends waiting_;
+  PeerTable peers_;
 
   std::thread thread_;
 };
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& options,
                                                               MessageSink* sink,
                                                               const Clock& clock) {
   std::map<std::string, std::string> settings = options.settings;
   if (!options.net_device.empty()) settings["NET_DEVICES"] = options.net_device;
-  KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings));
+  const auto found = settings.find("TLS");
+  const std::string tls = found == settings.end() ? "all" : found->second;
+  KVF_ASSIGN_OR_RETURN(std::vector<Path> paths,
+                       OfferPaths(tls, options.device != nullptr, options.required));
+  const bool device_memory = paths.front().memory == MemoryKind::kDevice;
+  if (device_memory) {
+    KVF_RETURN_IF_ERROR(options.device->Use());  // UCX looks for the GPU of the thread
+    settings["TLS"] = WithCuda(tls);
+  }
+  KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings, device_memory));
   KVF_ASSIGN_OR_RETURN(WorkerPtr worker, MakeWorker(context.get()));
-  KVF_ASSIGN_OR_RETURN(const std::string address, WorkerAddress(worker.get()));
+  KVF_ASSIGN_OR_RETURN(std::string worker_address, WorkerAddress(worker.get()));
+  KVF_ASSIGN_OR_RETURN(UcxAddress address,
+                       LocalUcxAddress(device_memory, std::move(worker_address)));
   int worker_fd = -1;
   KVF_RETURN_IF_ERROR(FromUcs(ucp_worker_get_efd(worker.get(), &worker_fd),
                               "read the UCX worker's event descriptor"));
   KVF_ASSIGN_OR_RETURN(std::unique_ptr<WorkQueue> work, WorkQueue::Create(clock));
-  auto transport =
-      std::make_unique<UcxTransport>(options, sink, clock, std::move(context), std::move(worker),
-                                     WrapAddress(address), worker_fd, std::move(work));
+  auto transport = std::make_unique<UcxTransport>(options, sink, clock, std::move(context),
+                                                  std::move(worker), std::move(address),
+                                                  std::move(paths), worker_fd, std::move(work));
   KVF_RETURN_IF_ERROR(transport->RegisterHandlers());
   transport->StartThread();
   return transport;

@@ -105,7 +105,9 @@ struct Row {
 };
 constexpr Row kRows[] = {{"kivi-2-g64", ">= 0.5"}, {"kivi-4-g64", ">= 0.5"},
                          {"kivi-2", ">= 0.5"},     {"kivi-4", ">= 0.5"},
-                         {"int8", "none"},         {"kivi-2-g64:k_bits=3,v_bits=3", "none"}};
+                         {"int8", "none"},         {"kivi-2-g64:k_bits=3,v_bits=3", "none"},
+                         {"fp8", "none"},          {"nqkv-nf4", "none"},
+                         {"lm3", "none"},          {"lm2", "none"}};
 
 int Run(int argc, char** argv) {
   std::string out, target, only;

@@ -98,6 +98,17 @@ TEST_F(QualityRunTest, FewerBitsAreFartherFromTheExactModel) {
   EXPECT_EQ(fp16.greedy_prefix, 11);
 }
 
+TEST_F(QualityRunTest, TablesOfMoreLevelsAreCloserAndNoWindowIsNeeded) {
+  const auto result = Run("fp8,nqkv-nf4,lm3,lm2");
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->rows.size(), 5u);  // fp16 is always there
+  EXPECT_EQ(result->rows[2].codec.window, (codec::WindowSpec{0, 0}));
+  for (int row = 1; row < 5; ++row) {
+    EXPECT_GT(result->rows[row].kl.value, result->rows[row - 1].kl.value)
+        << result->rows[row].codec.name;
+  }
+}
+
 TEST_F(QualityRunTest, BytesAreThoseOfTheFormat) {
   const auto result = Run("kivi-4:recent=64");
   ASSERT_TRUE(result.ok()) << result.status();

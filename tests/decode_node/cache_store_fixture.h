@@ -111,7 +111,7 @@ class CacheStoreTest : public ::testing::Test {
 
   std::unique_ptr<StoredSequence> AdoptPrompt(int tokens, int max_new_tokens) {
     auto sequence = store->Reserve(tokens, max_new_tokens).value();
-    const TransferSpec spec = MakeSpec(tokens);
+    const TransferSpec spec = MakeSpec(tokens, 4, store->codec());
     for (transport::ChunkHeader header : AllChunks(spec)) {
       if (header.token_count == 0) continue;
       const std::vector<std::byte> payload = Encode(header, tokens);

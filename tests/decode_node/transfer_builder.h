@@ -27,8 +27,8 @@ inline std::vector<std::size_t> PageSizes(const codec::Codec& codec) {
 }
 
 // A grant for a prompt of `tokens` tokens.
-inline TransferSpec MakeSpec(int tokens, std::uint32_t credits = 4) {
-  const codec::Codec codec = TestCodec();
+inline TransferSpec MakeSpec(int tokens, std::uint32_t credits = 4,
+                             const codec::Codec& codec = TestCodec()) {
   return {.id = TransferId{.bytes = {1, 2, 3}},
           .epoch = Epoch{2},
           .codec_hash = codec.Hash(),

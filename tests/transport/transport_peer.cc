@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 #include <functional>
 #include <iostream>
@@ -64,7 +65,8 @@ class AnsweringSink : public MessageSink {
 
 // Four chunks in flight, for ever.
 void Flood(Transport& transport, PeerHandle to, std::span<const std::byte> payload) {
-  transport.Send(to, MessageType::kChunk, payload.first(8), payload,
+  static constexpr std::array<std::byte, 8> kHeader{};
+  transport.Send(to, MessageType::kChunk, kHeader, payload,
                  [&transport, to, payload](const absl::Status& status) {
                    if (status.ok()) Flood(transport, to, payload);
                  });

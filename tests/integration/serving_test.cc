@@ -109,6 +109,25 @@ TEST_F(ServingTest, HandoffMovesWhatTheFormulaSays) {
   EXPECT_EQ(handoff.resent_chunks(), 0u);
 }
 
+// Kinds of block beside KVB on the same path, past a flush of the window. The nqkv rule keeps no
+// window: a hand-off may have none, and the decode worker begins one.
+TEST(ServingCodecTest, EveryKindOfBlockServes) {
+  for (const char* name : {"fp8", "nqkv-nf4", "lm3"}) {
+    SCOPED_TRACE(name);
+    auto cluster = Cluster::Start({.codec = name});
+    ASSERT_TRUE(cluster.ok()) << cluster.status();
+    const Answer answer = (*cluster)->Generate(GreedyRequest(LongPrompt(30), 70));
+    ASSERT_TRUE(answer.status.ok()) << answer.status;
+    EXPECT_TRUE(answer.contiguous);
+    EXPECT_EQ(answer.ids.size(), 70u);
+    const v1::HandoffStats& handoff = answer.finished.handoff();
+    EXPECT_GT(handoff.prompt_tokens(), 256u);
+    EXPECT_LT(handoff.payload_bytes() * 4, handoff.raw16_bytes() * 3);
+    const absl::Status free = (*cluster)->AwaitAllFree(absl::Seconds(5));
+    EXPECT_TRUE(free.ok()) << free;
+  }
+}
+
 TEST_F(ServingTest, SampledTokensDependOnSeedOnly) {
   v1::GenerateRequest request = GreedyRequest(kPrompts[2], 16);
   request.mutable_sampling()->set_temperature(0.9f);

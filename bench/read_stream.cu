@@ -78,6 +78,10 @@ absl::Status LaunchReadStream(const std::byte* const* pages, int page_count, int
       return Launch<4864>(pages, page_count, heads, rounds, sink, stream);
     case 6912:
       return Launch<6912>(pages, page_count, heads, rounds, sink, stream);
+    case 8448:
+      return Launch<8448>(pages, page_count, heads, rounds, sink, stream);
+    case 16640:
+      return Launch<16640>(pages, page_count, heads, rounds, sink, stream);
     case 8960:
       return Launch<8960>(pages, page_count, heads, rounds, sink, stream);
     default:

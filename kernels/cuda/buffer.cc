@@ -42,10 +42,14 @@ PinnedBuffer::~PinnedBuffer() {
 
 absl::StatusOr<RegisteredMemory> RegisteredMemory::Register(std::span<std::byte> memory) {
   if (memory.empty()) return RegisteredMemory(nullptr);
+  const cudaError_t error = cudaHostRegister(memory.data(), memory.size(),
+                                             cudaHostRegisterPortable | cudaHostRegisterMapped);
+  if (error == cudaErrorHostMemoryAlreadyRegistered) {
+    static_cast<void>(cudaGetLastError());  // said here, not by the next launch
+    return RegisteredMemory(nullptr);
+  }
   KVF_RETURN_IF_ERROR(
-      CudaStatus(cudaHostRegister(memory.data(), memory.size(),
-                                  cudaHostRegisterPortable | cudaHostRegisterMapped),
-                 absl::StrFormat("page-lock of %d bytes of host memory", memory.size())));
+      CudaStatus(error, absl::StrFormat("page-lock of %d bytes of host memory", memory.size())));
   return RegisteredMemory(memory.data());
 }
 

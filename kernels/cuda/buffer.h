@@ -76,7 +76,8 @@ class PinnedBuffer {
 // writes it without staging. Dies before the memory.
 class RegisteredMemory {
  public:
-  // kResourceExhausted: the system locks no more (ulimit -l). kInvalidArgument: locked already.
+  // Memory that is locked already (UCX does it where it has CUDA) stays as it is: whoever did it
+  // keeps it so. kResourceExhausted: the system locks no more (ulimit -l).
   static absl::StatusOr<RegisteredMemory> Register(std::span<std::byte> memory);
 
   RegisteredMemory(RegisteredMemory&& other) noexcept

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes docs/quality.md and its plots from bench/results/quality.json: every number there comes from that file.
+"""Writes docs/quality.md and its plots from bench/results/quality.json and, where it is there, quality_tables.json beside it (the
+same bench over the same passages, of codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
 """
@@ -205,7 +206,21 @@ def layers(report):
     return text
 
 
-def render(report, folder):
+def per_token(report):
+    """A run of its own, of codecs with one scale per token and head."""
+    machine = report["machine"]
+    return (
+        "\n## One scale per token\n\n"
+        f"`{report['command']}`, {report['date'][:10]}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores. "
+        "The same passages and positions.\n\n"
+        + table(report)
+        + "\nKeys have a few channels that are many times as large as the others (KIVI, arXiv 2402.02750). The largest magnitude as scale "
+        "(`nqkv-nf4`, `nf3`) leaves the others few levels; the root mean square (`lm3`, `lm2`), best for a normal distribution, cuts "
+        "the large channels off, which is far worse.\n"
+    )
+
+
+def render(report, tables, folder):
     setup, machine = report["setup"], report["machine"]
     rows = {row["codec"]: row for row in report["codecs"]}
     any_row = report["codecs"][0]
@@ -238,14 +253,16 @@ def render(report, folder):
     if lowest:
         text += " Rows that lose less than a part in 100,000, or gain by chance, stand on the bottom line of the second plot: "
         text += ", ".join(f"`{name}`" for name in lowest) + "."
-    text += "\n" + checks(rows) + passkeys(report) + layers(report)
+    text += "\n" + checks(rows) + (per_token(tables) if tables else "") + passkeys(report) + layers(report)
     (folder / "quality.md").write_text(text, encoding="utf-8")
 
 
 def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
-    render(json.loads(source.read_text(encoding="utf-8")), folder)
+    beside = source.with_name("quality_tables.json")
+    tables = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+    render(json.loads(source.read_text(encoding="utf-8")), tables, folder)
 
 
 if __name__ == "__main__":

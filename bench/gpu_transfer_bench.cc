@@ -43,6 +43,7 @@ constexpr std::size_t kPageBytes = 8 * 4864;  // kivi-4-g64, 8 KV heads, 128 cha
 
 struct Arguments {
   std::string out;
+  double poll_us = absl::ToDoubleMicroseconds(transport::UcxOptions().poll);
   std::size_t chunk_bytes = 8 << 20;
   int window = 4, chunks = 400, rounds = 9;
 };
@@ -61,7 +62,9 @@ struct Gpu {
 };
 
 ChunkStreamOptions StreamOptions(const Arguments& arguments, const Gpu& gpu) {
-  return {.ucx = {.device = gpu.memory.get(), .required = "cuda_ipc"},
+  return {.ucx = {.device = gpu.memory.get(),
+                  .required = "cuda_ipc",
+                  .poll = absl::Microseconds(arguments.poll_us)},
           .memory = transport::MemoryKind::kDevice,
           .chunk_bytes = arguments.chunk_bytes,
           .window = arguments.window,
@@ -244,6 +247,7 @@ absl::Status Measure(const Arguments& arguments, int receiver, int probe, Report
       {"path", sender->path()},
       {"chunk_bytes", arguments.chunk_bytes},
       {"window", arguments.window},
+      {"poll_us", arguments.poll_us},
       {"chunks_per_round", arguments.chunks},
       {"checksum", "crc32c, verified by the receiving GPU with the copy to pages"},
       {"settings", ProbeOptions(arguments).settings},
@@ -271,6 +275,8 @@ int Run(int argc, char** argv) {
   app.add_option("--window", arguments.window, "Chunks in flight.");
   app.add_option("--chunks", arguments.chunks, "Chunks in one round.");
   app.add_option("--rounds", arguments.rounds, "Rounds of each.");
+  app.add_option("--poll-us", arguments.poll_us,
+                 "How long the transport polls before it sleeps, in microseconds.");
   CLI11_PARSE(app, argc, argv);
 
   const Child receiver(arguments, RunReceiver), probe(arguments, RunProbe);

@@ -31,12 +31,6 @@ namespace {
 
 using namespace transport;  // NOLINT: the bench is about this folder
 
-ChunkStreamOptions StreamOptions(std::size_t chunk_bytes, int window) {
-  return {.chunk_bytes = chunk_bytes,
-          .window = window,
-          .check = [](std::span<const std::byte> payload) { return Crc32c(payload); }};
-}
-
 // A port that nobody listens on now.
 int FreePort() {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -89,10 +83,18 @@ absl::StatusOr<double> PerftestRound(const std::string& perftest, const std::str
 
 struct Arguments {
   std::string out;
+  double poll_us = absl::ToDoubleMicroseconds(transport::UcxOptions().poll);
   std::string perftest = ".deps/ucx/libucx/bin/ucx_perftest";
   std::size_t chunk_bytes = 4 << 20;
   int window = 4, chunks = 500, rounds = 7;
 };
+
+ChunkStreamOptions StreamOptions(const Arguments& arguments) {
+  return {.ucx = {.poll = absl::Microseconds(arguments.poll_us)},
+          .chunk_bytes = arguments.chunk_bytes,
+          .window = arguments.window,
+          .check = [](std::span<const std::byte> payload) { return Crc32c(payload); }};
+}
 
 // Against the faster of perftest's two ways to wait: polling wins while each side has a core.
 absl::StatusOr<double> BestPerftestRound(const Arguments& arguments, const std::string& options) {
@@ -114,9 +116,7 @@ struct Baseline {
 };
 
 absl::Status Measure(const Arguments& arguments, int fd, Report& report) {
-  KVF_ASSIGN_OR_RETURN(
-      const auto sender,
-      ChunkSender::Create(fd, StreamOptions(arguments.chunk_bytes, arguments.window)));
+  KVF_ASSIGN_OR_RETURN(const auto sender, ChunkSender::Create(fd, StreamOptions(arguments)));
   KVF_RETURN_IF_ERROR(sender->Round(arguments.window * 4).status());  // connects, touches memory
   std::vector<Baseline> baselines = {
       {"-e", "ucx_perftest ucp_am_bw in our error mode", ">= 0.85", {}, {}},
@@ -138,6 +138,7 @@ absl::Status Measure(const Arguments& arguments, int fd, Report& report) {
                     Summarize(baseline.ratios).median, baseline.name, baseline.bar,
                     {{"chunk_bytes", arguments.chunk_bytes},
                      {"window", arguments.window},
+                     {"poll_us", arguments.poll_us},
                      {"chunks_per_round", arguments.chunks},
                      {"checksum", "crc32c, computed and verified"},
                      {"perftest_wait", "the faster of poll and sleep in each round"},
@@ -158,6 +159,8 @@ int Run(int argc, char** argv) {
   app.add_option("--window", arguments.window, "Chunks in flight.");
   app.add_option("--chunks", arguments.chunks, "Chunks in one round.");
   app.add_option("--rounds", arguments.rounds, "Rounds of each.");
+  app.add_option("--poll-us", arguments.poll_us,
+                 "How long the transport polls before it sleeps, in microseconds.");
   CLI11_PARSE(app, argc, argv);
 
   std::array<int, 2> sockets{};
@@ -165,7 +168,7 @@ int Run(int argc, char** argv) {
   const pid_t child = fork();  // before there are threads
   if (child == 0) {
     close(sockets[0]);
-    _exit(ReceiveChunks(sockets[1], StreamOptions(arguments.chunk_bytes, arguments.window)));
+    _exit(ReceiveChunks(sockets[1], StreamOptions(arguments)));
   }
   close(sockets[1]);
   Report report("transfer", argc, argv);

@@ -1,6 +1,5 @@
 #include "transport/ucx/ucx_transport.h"
 
-#include <poll.h>
 #include <ucp/api/ucp.h>
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include "transport/ucx/handles.h"
 #include "transport/ucx/path.h"
 #include "transport/ucx/peer_table.h"
+#include "transport/ucx/progress.h"
 #include "transport/ucx/region.h"
 #include "transport/ucx/send_op.h"
 #include "transport/ucx/ucx_peer.h"
@@ -30,10 +30,9 @@ namespace kvferry::transport {
 namespace {
 
 constexpr std::size_t kRendezvousBytes = 16 << 10;  // from here on the payload lands without a copy
-// A payload on its way to a GPU is polled for at most this long after the last one came: to sleep,
-// UCX puts a host function into the GPU's stream of copies, behind which the next copy waits.
-constexpr absl::Duration kDevicePollLimit = absl::Milliseconds(1);
-constexpr int kProgressBurst = 256;  // then commands and timers have their turn
+// While payloads are on their way to a GPU it polls for at least this long: to sleep, UCX puts a
+// host function into the GPU's stream of copies, behind which the next copy waits.
+constexpr absl::Duration kDevicePoll = absl::Milliseconds(1);
 constexpr absl::Duration kCloseLimit =
     absl::Seconds(5);  // of connections, when the transport stops
 
@@ -53,8 +52,8 @@ class UcxTransport final : public Transport {
         worker_(std::move(worker)),
         address_(std::move(address)),
         paths_(std::move(paths)),
-        worker_fd_(worker_fd),
         work_(std::move(work)),
+        progress_(worker_.get(), worker_fd, *work_, clock, options.poll),
         waiting_(options.rate_limit_bytes_per_s) {}
 
   absl::Status RegisterHandlers() {
@@ -92,8 +91,8 @@ class UcxTransport final : public Transport {
       return absl::FailedPreconditionError(
           absl::StrCat("a region of ", bytes, " bytes in memory that no path of this process has"));
     }
-    if (memory == MemoryKind::kHost) return CreateHostRegion(context_.get(), bytes);
-    return CreateDeviceRegion(context_.get(), *options_.device, bytes);
+    if (memory == MemoryKind::kHost) return CreateHostRegion(context_.get(), regions_, bytes);
+    return CreateDeviceRegion(context_.get(), regions_, *options_.device, bytes);
   }
 
   absl::StatusOr<PeerHandle> Connect(std::string_view address, std::uint64_t peer_incarnation,
@@ -180,31 +179,13 @@ class UcxTransport final : public Transport {
         Log(LogLevel::kError, "gpu_unusable", {{"why", status}});
     }
     while (!stopping_) {
-      work_->RunDue();
-      for (int i = 0; i < kProgressBurst && ucp_worker_progress(worker_.get()) != 0; ++i) {
-      }
+      progress_.Run();
       Settle();
       if (stopping_) break;
-      if (!AwaitsDevicePayload()) SleepUntilWork();
+      progress_.Rest(device_receives_ > 0 ? kDevicePoll : absl::ZeroDuration());
     }
     CloseAll();
     worker_.reset();  // here, where what it still completes may be called
-  }
-
-  bool AwaitsDevicePayload() const {
-    return device_receives_ > 0 && clock_.Now() - device_progress_ < kDevicePollLimit;
-  }
-
-  void SleepUntilWork() {
-    const ucs_status_t armed = ucp_worker_arm(worker_.get());
-    if (armed == UCS_ERR_BUSY) return;  // something has arrived meanwhile
-    const absl::Duration left =
-        std::clamp(work_->UntilNext(), absl::ZeroDuration(), absl::Seconds(1));
-    std::array<pollfd, 2> fds = {pollfd{worker_fd_, POLLIN, 0},
-                                 pollfd{work_->event_fd(), POLLIN, 0}};
-    const timespec timeout = absl::ToTimespec(left);
-    ppoll(fds.data(), fds.size(), &timeout, nullptr);
-    work_->Drain();
   }
 
   // Closes peers that are lost, and reports those whose last operation has ended. Callbacks may
@@ -229,8 +210,9 @@ class UcxTransport final : public Transport {
     const MonoTime deadline = clock_.Now() + kCloseLimit;
     Settle();
     while (!peers_.empty() && clock_.Now() < deadline) {
-      if (ucp_worker_progress(worker_.get()) == 0) SleepUntilWork();
+      progress_.Run();
       Settle();
+      if (!peers_.empty()) progress_.Rest();
     }
     for (const auto& [handle, peer] : peers_.all()) {
       Log(LogLevel::kError, "peer_close_unfinished",
@@ -358,6 +340,7 @@ class UcxTransport final : public Transport {
         send->payload.size() >= kRendezvousBytes || memory == UCS_MEMORY_TYPE_CUDA;
     params.flags = rendezvous ? UCP_AM_SEND_FLAG_RNDV : UCP_AM_SEND_FLAG_EAGER;
     params.memory_type = memory;
+    if (rendezvous) UseRegion(send->payload, params);
     params.cb.send = &UcxTransport::OnSent;
     params.user_data = send.get();
     const ucs_status_ptr_t request =
@@ -436,6 +419,11 @@ class UcxTransport final : public Transport {
     return absl::OkStatus();
   }
 
+  void UseRegion(std::span<const std::byte> payload, ucp_request_param_t& params) const {
+    params.memh = regions_->Find(payload);
+    if (params.memh != nullptr) params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+  }
+
   ucs_memory_type_t MemoryOf(std::span<const std::byte> payload) const {
     const bool on_device =
         options_.device != nullptr && !payload.empty() && options_.device->Contains(payload.data());
@@ -451,6 +439,7 @@ class UcxTransport final : public Transport {
     params.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA |
                           UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     params.memory_type = memory;
+    UseRegion(landing.slot, params);
     params.cb.recv_am = &UcxTransport::OnReceived;
     params.user_data = receive.get();
     const ucs_status_ptr_t request =
@@ -460,21 +449,16 @@ class UcxTransport final : public Transport {
       return UCS_OK;
     }
     if (UcxPeer* peer = peers_.Find(from)) ++peer->receives;
-    if (receive->on_device) NoteDeviceReceive(1);
+    if (receive->on_device) ++device_receives_;
     static_cast<void>(receive.release());  // OnReceived takes it back
     return UCS_INPROGRESS;
-  }
-
-  void NoteDeviceReceive(int change) {
-    device_receives_ += change;
-    device_progress_ = clock_.Now();
   }
 
   static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
     const std::unique_ptr<ReceiveOp> receive(static_cast<ReceiveOp*>(user_data));
     ucp_request_free(request);
     if (UcxPeer* peer = receive->transport->peers_.Find(receive->peer)) --peer->receives;
-    if (receive->on_device) receive->transport->NoteDeviceReceive(-1);
+    if (receive->on_device) --receive->transport->device_receives_;
     receive->transport->sink_.OnPayload(receive->peer, receive->cookie,
                                         FromUcs(status, "receive a chunk"));
   }
@@ -483,19 +467,19 @@ class UcxTransport final : public Transport {
   MessageSink& sink_;
   const Clock& clock_;
   const ContextPtr context_;
+  const std::shared_ptr<RegionIndex> regions_ = std::make_shared<RegionIndex>();
   WorkerPtr worker_;  // dies with the progress thread
   const UcxAddress address_;
   const std::vector<Path> paths_;
-  const int worker_fd_;  // the worker's own
   const std::unique_ptr<WorkQueue> work_;
   std::array<Handler, 16> handlers_;
   std::atomic<std::uint64_t> next_handle_ = 1;
 
   // Of the progress thread.
+  Progress progress_;
   bool stopping_ = false;
   bool pump_posted_ = false;
-  int device_receives_ = 0;                          // payloads that UCX copies to a GPU
-  MonoTime device_progress_ = absl::ZeroDuration();  // when their number last changed
+  int device_receives_ = 0;  // payloads that UCX copies to a GPU
   RateLimitedSends waiting_;
   PeerTable peers_;
 

@@ -25,6 +25,9 @@ struct UcxOptions {
   std::uint64_t incarnation = 0;
   absl::Duration heartbeat_interval = absl::Milliseconds(250);
   absl::Duration silence_limit = absl::Milliseconds(1500);
+  // How long the progress thread polls after the last event before it sleeps, yielding its core to
+  // whoever wants it.
+  absl::Duration poll = absl::Microseconds(50);
   std::uint64_t rate_limit_bytes_per_s = 0;  // of outgoing payload; 0 is off
 };
 

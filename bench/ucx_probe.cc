@@ -53,8 +53,7 @@ class Side {
     map.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH;
     map.address = memory_.data();
     map.length = memory_.size();
-    ucp_mem_h handle = nullptr;
-    KVF_RETURN_IF_ERROR(Ucx(ucp_mem_map(context_, &map, &handle), "map"));
+    KVF_RETURN_IF_ERROR(Ucx(ucp_mem_map(context_, &map, &region_), "map"));
     KVF_RETURN_IF_ERROR(Handle(kData, &Side::OnData));
     return Handle(kAnswer, &Side::OnAnswer);
   }
@@ -116,6 +115,12 @@ class Side {
     return Ucx(ucp_worker_set_am_recv_handler(worker_, &params), "handler");
   }
 
+  // As the transport does: UCX looks the memory up otherwise, and registers it again.
+  void UseRegion(ucp_request_param_t& params) const {
+    params.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
+    params.memh = region_;
+  }
+
   absl::Status Post(unsigned id, std::span<const std::byte> payload) {
     ucp_request_param_t params{};
     params.op_attr_mask =
@@ -126,6 +131,7 @@ class Side {
       ucp_request_free(request);
     };
     params.user_data = this;
+    if (!payload.empty()) UseRegion(params);
     const ucs_status_ptr_t request =
         ucp_am_send_nbx(endpoint_, id, nullptr, 0, payload.data(), payload.size(), &params);
     if (UCS_PTR_IS_ERR(request)) return Ucx(UCS_PTR_STATUS(request), "send");
@@ -141,6 +147,7 @@ class Side {
         UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     params.cb.recv_am = &Side::OnReceived;
     params.user_data = arg;
+    self.UseRegion(params);
     const std::size_t slot = self.landed_++ % self.options_.window;
     const ucs_status_ptr_t request = ucp_am_recv_data_nbx(
         self.worker_, data, self.memory_.data() + slot * self.options_.message_bytes, bytes,
@@ -167,6 +174,7 @@ class Side {
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
   ucp_ep_h endpoint_ = nullptr;
+  ucp_mem_h region_ = nullptr;
   absl::Status failure_;
   std::size_t landed_ = 0;
   int received_ = 0, answered_ = 0, posted_ = 0;

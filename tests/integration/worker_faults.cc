@@ -1,0 +1,173 @@
+#include "tests/integration/worker_faults.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <future>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/status_macros.h"
+#include "kvcodec/plan.h"
+#include "model/tokenizer.h"
+
+namespace kvferry::testing {
+namespace {
+
+constexpr int kStreams = 4;
+constexpr int kTokens = 96;
+constexpr int kRandomPromptTokens = 600;
+constexpr char kSmallShape[] = "bench/shapes/small.json";
+// Its logits have a deviation of 1, and attention over random K and V averages rounding out.
+constexpr float kRandomLogitError = 0.01f;
+constexpr absl::Duration kTransferTime = absl::Seconds(1);  // of one prompt
+constexpr absl::Duration kStateLimit = absl::Seconds(60);
+constexpr absl::Duration kAttachLimit = absl::Seconds(60);
+constexpr absl::Duration kFreeLimit = absl::Seconds(10);
+
+// Text that repeats itself: the model goes on with it, sure of most tokens.
+std::string Prompt(int stream) {
+  constexpr const char* kLines[] = {
+      "The ferry leaves the harbour in the early morning, when the fog still lies on the water.",
+      "A bell rings twice, the ropes are taken in, and the gulls follow the ship for a while.",
+      "On the far shore the baker opens his door and looks out for the first passengers.",
+      "They bring newspapers and letters, and in summer a few children with nets and buckets.",
+      "In the evening the last boat returns with its lamps lit, and the harbour falls silent."};
+  std::string text = absl::StrCat("Diary ", stream, ".\n");
+  for (int round = 0; round < 5; ++round) {
+    for (int line = 0; line < 5; ++line) absl::StrAppend(&text, kLines[(line + stream) % 5], "\n");
+  }
+  return text;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<WorkerFaults>> WorkerFaults::Start(const FaultDevices& devices) {
+  std::unique_ptr<WorkerFaults> faults(new WorkerFaults);
+  faults->devices_ = devices;
+  if (!std::filesystem::exists(DemoModelPath())) {
+    faults->random_weights_ = kSmallShape;
+    faults->devices_.logit_error = kRandomLogitError;
+  }
+  KVF_RETURN_IF_ERROR(faults->MakeReferences());
+  const model::ModelConfig& shape = faults->model_->config();
+  std::size_t longest = 0;
+  for (const auto& prompt : faults->prompts_) longest = std::max(longest, prompt.size());
+  const std::size_t bytes = codec::Raw16HandoffBytes(
+      static_cast<int>(longest),
+      {.layers = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim});
+  ClusterOptions options{
+      .prefill_workers = 2, .decode_workers = 2, .random_weights = faults->random_weights_};
+  options.set_prefill = {
+      absl::StrCat("model.device=", devices.prefill),
+      absl::StrCat("transport.rate_limit_bytes_per_s=",
+                   static_cast<std::uint64_t>(static_cast<double>(bytes) /
+                                              absl::ToDoubleSeconds(kTransferTime)))};
+  options.set_decode = {absl::StrCat("model.device=", devices.decode), "max_sequences=16",
+                        "pool_bytes=268435456"};
+  if (devices.prefill != "cpu" && devices.decode != "cpu") {
+    for (auto* settings : {&options.set_prefill, &options.set_decode}) {
+      settings->push_back("transport.memory=cuda");
+      settings->push_back("transport.required=cuda_ipc");
+    }
+  }
+  KVF_ASSIGN_OR_RETURN(faults->cluster_, Cluster::Start(options));
+  return faults;
+}
+
+absl::Status WorkerFaults::MakePrompts() {
+  if (!random_weights_.empty()) {
+    std::mt19937 random(5);
+    std::uniform_int_distribution<std::int32_t> id(0, model_->config().vocabulary - 1);
+    for (int stream = 0; stream < kStreams; ++stream) {
+      std::vector<std::int32_t>& prompt = prompts_.emplace_back(kRandomPromptTokens);
+      for (std::int32_t& token : prompt) token = id(random);
+    }
+    return absl::OkStatus();
+  }
+  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer,
+                       model::Tokenizer::Load(DemoModelPath()));
+  for (int stream = 0; stream < kStreams; ++stream) {
+    KVF_ASSIGN_OR_RETURN(prompts_.emplace_back(), tokenizer->Encode(Prompt(stream), true));
+  }
+  return absl::OkStatus();
+}
+
+// Exact attention on CPUs, in this process.
+absl::Status WorkerFaults::MakeReferences() {
+  const bool random = !random_weights_.empty();
+  KVF_ASSIGN_OR_RETURN(
+      model_, model::Model::Load(
+                  {.path = random ? random_weights_ : DemoModelPath(), .random_weights = random}));
+  KVF_RETURN_IF_ERROR(MakePrompts());
+  for (const auto& prompt : prompts_) {
+    KVF_ASSIGN_OR_RETURN(references_.emplace_back(), GreedyReference(*model_, prompt, kTokens));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<Answer> WorkerFaults::RunStreams() {
+  std::vector<std::future<Answer>> running;
+  for (const auto& prompt : prompts_) {
+    v1::GenerateRequest request = GreedyRequest("", kTokens);
+    request.mutable_tokens()->mutable_ids()->Add(prompt.begin(), prompt.end());
+    running.push_back(std::async(std::launch::async, [this, request = std::move(request)] {
+      return cluster_->Generate(request);
+    }));
+  }
+  std::vector<Answer> answers;
+  for (auto& answer : running) answers.push_back(answer.get());
+  return answers;
+}
+
+absl::StatusOr<std::vector<Answer>> WorkerFaults::RunStreamsAndKill(const std::string& role,
+                                                                    const std::string& state) {
+  auto streams = std::async(std::launch::async, [this] { return RunStreams(); });
+  const absl::StatusOr<std::string> victim = cluster_->AwaitTransfer(role, state, kStateLimit);
+  if (victim.ok()) cluster_->Signal(*victim, SIGKILL);
+  std::vector<Answer> answers = streams.get();
+  KVF_RETURN_IF_ERROR(victim.status());
+  KVF_RETURN_IF_ERROR(cluster_->Restart(*victim));
+  return answers;
+}
+
+absl::Status WorkerFaults::AwaitIdle() {
+  KVF_RETURN_IF_ERROR(cluster_->AwaitRouter(
+      kAttachLimit, [](const v1::GetStateResponse& state) { return state.workers_size() == 4; }));
+  return cluster_->AwaitAllFree(kFreeLimit);
+}
+
+absl::Status WorkerFaults::CheckAnswers(const std::vector<Answer>& answers) const {
+  for (std::size_t stream = 0; stream < answers.size(); ++stream) {
+    const Answer& answer = answers[stream];
+    const auto fail = [&](const absl::AlphaNum& what) {
+      return absl::InternalError(
+          absl::StrCat("stream ", stream, ", attempts ", answer.finished.attempts(), ": ", what));
+    };
+    if (!answer.status.ok()) return fail(answer.status.ToString());
+    if (!answer.contiguous) return fail("a repeated or missing token");
+    if (answer.ids.size() != kTokens) return fail(absl::StrCat(answer.ids.size(), " tokens"));
+    const Reference& reference = references_[stream];
+    const std::size_t sure = ComparableTokens(reference, devices_.logit_error);
+    const auto differs =
+        std::mismatch(answer.ids.begin(), answer.ids.begin() + sure, reference.ids.begin());
+    if (differs.first == answer.ids.begin() + sure) continue;
+    const auto at = differs.first - answer.ids.begin();
+    return fail(absl::StrCat("token ", at, " is ", *differs.first, ", not ", *differs.second,
+                             ", which leads by ", reference.margins[at]));
+  }
+  return absl::OkStatus();
+}
+
+std::size_t WorkerFaults::comparable_tokens() const {
+  std::size_t tokens = 0;
+  for (const Reference& reference : references_) {
+    tokens += ComparableTokens(reference, devices_.logit_error);
+  }
+  return tokens;
+}
+
+}  // namespace kvferry::testing

@@ -109,12 +109,19 @@ class Receiver : public MessageSink {
   std::unique_ptr<SerialWorker> checker_;
 };
 
+// Null: there is nothing to do.
+absl::StatusOr<std::shared_ptr<void>> Pin(const ChunkStreamOptions& options, Region& region) {
+  if (!options.pin) return nullptr;
+  return options.pin(region.bytes());
+}
+
 absl::Status Receive(int fd, const ChunkStreamOptions& options) {
   KVF_RETURN_IF_ERROR(SetLogLevel("error"));  // that the sender leaves is no news
   Receiver sink(options);
   KVF_ASSIGN_OR_RETURN(const auto transport, MakeTransport(options.ucx, kReceiver, &sink));
   KVF_ASSIGN_OR_RETURN(const auto ring,
                        transport->Allocate(options.chunk_bytes * options.window, options.memory));
+  KVF_ASSIGN_OR_RETURN(const std::shared_ptr<void> pinned, Pin(options, *ring));
   sink.Use(transport.get(), ring->bytes());
   KVF_RETURN_IF_ERROR(transport->Connect(ReadAddress(fd), kSender, "sender").status());
   if (!WriteAddress(fd, transport->LocalAddress()))
@@ -202,6 +209,7 @@ class Sender final : public ChunkSender {
     KVF_ASSIGN_OR_RETURN(transport_, MakeTransport(options_.ucx, kSender, &credits_));
     KVF_ASSIGN_OR_RETURN(
         region_, transport_->Allocate(options_.chunk_bytes * options_.window, options_.memory));
+    KVF_ASSIGN_OR_RETURN(pinned_, Pin(options_, *region_));
     if (!WriteAddress(fd, transport_->LocalAddress()))
       return absl::InternalError("the receiver process has ended");
     const std::string receiver = ReadAddress(fd);
@@ -255,6 +263,7 @@ class Sender final : public ChunkSender {
   Credits credits_;
   std::unique_ptr<Transport> transport_;
   std::unique_ptr<Region> region_;
+  std::shared_ptr<void> pinned_;
   PeerHandle receiver_{};
   std::string path_;
   std::uint32_t next_seq_ = 0;

@@ -22,6 +22,9 @@ struct ChunkStreamOptions {
   int window = 0;  // chunks in flight, and slots on each side
   // The CRC32C of a chunk in its slot; what else is done with a chunk is done in there.
   std::function<absl::StatusOr<std::uint32_t>(std::span<const std::byte>)> check;
+  // Told of the slots before there is a chunk in them; what it returns dies before they do. Empty:
+  // nothing is done with them.
+  std::function<absl::StatusOr<std::shared_ptr<void>>(std::span<std::byte>)> pin = {};
   // The receiver checks on a thread of its own, as a decode worker on a GPU.
   bool check_apart = false;
 };

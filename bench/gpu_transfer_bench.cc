@@ -2,12 +2,8 @@
 //   gpu_test.sh --bench gpu_transfer      in a bundle (scripts/bundle.sh), into its results/
 
 #include <cuda_runtime_api.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <array>
 #include <cstring>
 #include <iostream>
 #include <map>
@@ -21,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "bench/chunk_stream.h"
+#include "bench/forked_peer.h"
 #include "bench/report.h"
 #include "bench/ucx_probe.h"
 #include "common/status_macros.h"
@@ -130,34 +127,6 @@ absl::StatusOr<int> RunProbe(int fd, const Arguments& arguments) {
   return ReceiveProbe(fd, ProbeOptions(arguments),
                       {memory.get(), arguments.chunk_bytes * arguments.window});
 }
-
-// A child process that talks over a socket. Started before this process has threads or CUDA.
-class Child {
- public:
-  template <typename Body>
-  Child(const Arguments& arguments, Body body) {
-    std::array<int, 2> sockets{};
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) std::abort();
-    pid_ = fork();
-    if (pid_ == 0) {
-      close(sockets[0]);
-      const absl::StatusOr<int> code = body(sockets[1], arguments);
-      if (!code.ok()) std::cerr << code.status() << '\n';
-      _exit(code.value_or(1));
-    }
-    close(sockets[1]);
-    fd_ = sockets[0];
-  }
-  ~Child() {
-    close(fd_);  // ends it
-    waitpid(pid_, nullptr, 0);
-  }
-  int fd() const { return fd_; }
-
- private:
-  pid_t pid_ = 0;
-  int fd_ = -1;
-};
 
 // GB/s of chunk-sized copies on one stream, to `to_gpu`.
 class Copies {
@@ -279,7 +248,8 @@ int Run(int argc, char** argv) {
                  "How long the transport polls before it sleeps, in microseconds.");
   CLI11_PARSE(app, argc, argv);
 
-  const Child receiver(arguments, RunReceiver), probe(arguments, RunProbe);
+  const ForkedPeer receiver([&](int fd) { return RunReceiver(fd, arguments); });
+  const ForkedPeer probe([&](int fd) { return RunProbe(fd, arguments); });
   Report report("gpu_transfer", argc, argv);
   const absl::Status status = Measure(arguments, receiver.fd(), probe.fd(), report);
   if (!status.ok()) std::cerr << "gpu_transfer_bench: " << status.message() << '\n';

@@ -18,6 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/device_watch.h"
 #include "common/ids.h"
 #include "common/metrics.h"
 #include "common/serial_worker.h"
@@ -85,6 +86,7 @@ struct DataPlaneOptions {
   // Chunks are adopted on a thread of their own, which waits for a GPU so that the progress thread
   // does not. Else on the progress thread.
   bool adopter_thread = false;
+  DeviceWatch* watch = nullptr;  // of where the chunks are adopted; outlives the data plane
 };
 
 // Makes the process's transport, with `sink` for its messages.

@@ -159,6 +159,9 @@ void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
   absl::Status checked = status;
   if (status.ok() && sequence != nullptr) {
     checked = sequence->CopyChunk(header, SlotBytes(slot).first(header.payload_bytes));
+    if (options_.watch != nullptr && !absl::IsDataLoss(checked)) {
+      checked = options_.watch->Explain(checked);
+    }
   }
   Outbox outbox;
   {

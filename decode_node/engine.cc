@@ -28,9 +28,11 @@ struct Engine::Sequence {
   int new_tokens() const { return static_cast<int>(tokens.size()) - prompt_tokens; }
 };
 
-Engine::Engine(StepRunner& runner, CacheStore& store, const Clock& clock, Metrics& metrics)
+Engine::Engine(StepRunner& runner, CacheStore& store, DeviceWatch& watch, const Clock& clock,
+               Metrics& metrics)
     : runner_(runner),
       store_(store),
+      watch_(watch),
       clock_(clock),
       tokens_total_(metrics.GetCounter("kvferry_decode_tokens_total", "Tokens generated")),
       step_seconds_(metrics.GetHistogram("kvferry_decode_step_seconds",
@@ -194,6 +196,7 @@ absl::StatusOr<std::span<const float>> Engine::RunModel(const Batch& batch) {
        }});
   if (!logits.ok() && !absl::IsCancelled(logits.status())) {
     Log(LogLevel::kError, "step_failed", {{"sequences", batch.size()}, {"why", logits.status()}});
+    return watch_.Explain(logits.status());
   }
   return logits;
 }
@@ -218,7 +221,7 @@ void Engine::FlushWindows(const Batch& batch) {
   if (full.empty()) return;
   const std::vector<absl::Status> statuses = store_.Flush(caches);
   for (std::size_t i = 0; i < full.size(); ++i) {
-    if (!statuses[i].ok()) Finish(*full[i], statuses[i], false);
+    if (!statuses[i].ok()) Finish(*full[i], watch_.Explain(statuses[i]), false);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/device_watch.h"
 #include "common/ids.h"
 #include "common/metrics.h"
 #include "decode_node/cache_store.h"
@@ -53,8 +54,9 @@ struct EngineLoad {
 class Engine {
  public:
   // All references outlive the engine. `store` is the one that the sequences come from, `runner`
-  // steps over it.
-  Engine(StepRunner& runner, CacheStore& store, const Clock& clock, Metrics& metrics);
+  // steps over it, `watch` says what their errors mean.
+  Engine(StepRunner& runner, CacheStore& store, DeviceWatch& watch, const Clock& clock,
+         Metrics& metrics);
   ~Engine();
 
   // Takes over a sequence. The first token is not reported: it is known. kUnavailable: stopped.
@@ -91,6 +93,7 @@ class Engine {
 
   StepRunner& runner_;
   CacheStore& store_;
+  DeviceWatch& watch_;
   const Clock& clock_;
   Counter& tokens_total_;
   Histogram& step_seconds_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/device_memory.h"
 #include "common/device_name.h"
+#include "common/device_watch.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "decode_node/config.h"
@@ -28,6 +30,7 @@
 #if KVFERRY_CUDA
 #include "decode_node/device_cache_memory.h"
 #include "decode_node/device_step_runner.h"
+#include "kernels/cuda/context.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/stream.h"
@@ -122,6 +125,15 @@ absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::stri
 #endif
 }
 
+std::function<absl::Status()> ContextCheck(const Device& device) {
+#if KVFERRY_CUDA
+  if (device.gpu.has_value()) return [gpu = *device.gpu] { return kernels::CheckContext(gpu); };
+#else
+  static_cast<void>(device);
+#endif
+  return {};
+}
+
 absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
                                                         const Device& device) {
   return model::Model::Load({.path = source.path(),
@@ -174,7 +186,7 @@ class Node final : public DecodeNode {
 
   absl::Status Start(DecodeNodeParts parts) {
     KVF_RETURN_IF_ERROR(StartMetrics());
-    KVF_RETURN_IF_ERROR(StartEngine(std::move(parts.model)));
+    KVF_RETURN_IF_ERROR(StartEngine(std::move(parts.model), std::move(parts.on_lost)));
     KVF_RETURN_IF_ERROR(StartDataPlane(parts.transport));
     KVF_RETURN_IF_ERROR(StartServer());
     KVF_RETURN_IF_ERROR(Attach());
@@ -219,7 +231,7 @@ class Node final : public DecodeNode {
     return metrics_->Serve(config_.metrics().listen_address());
   }
 
-  absl::Status StartEngine(std::unique_ptr<model::Model> model) {
+  absl::Status StartEngine(std::unique_ptr<model::Model> model, DeviceWatch::OnLost on_lost) {
     KVF_ASSIGN_OR_RETURN(credentials_, rpc::Credentials::Load(config_.tls()));
     model_ = std::move(model);
     // A model that is given computes on CPUs.
@@ -227,6 +239,7 @@ class Node final : public DecodeNode {
     KVF_ASSIGN_OR_RETURN(device_,
                          OpenDevice(config_.model(), given ? "cpu" : config_.model().device(),
                                     !given && config_.transport().memory() == "cuda"));
+    watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(on_lost));
     if (!given) {
       KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
     }
@@ -249,7 +262,7 @@ class Node final : public DecodeNode {
                                                      .pool_bytes = config_.pool_bytes()},
                                                     *memory_));
     KVF_ASSIGN_OR_RETURN(runner_, MakeRunner(device_, config_, *model_, *store_));
-    engine_ = std::make_unique<Engine>(*runner_, *store_, clock_, *metrics_);
+    engine_ = std::make_unique<Engine>(*runner_, *store_, *watch_, clock_, *metrics_);
     return absl::OkStatus();
   }
 
@@ -269,6 +282,7 @@ class Node final : public DecodeNode {
     options.vocabulary = model_->config().vocabulary;
     options.step_time = [this] { return engine_->step_time(); };
     options.adopter_thread = device_.gpu.has_value();
+    options.watch = watch_.get();
     KVF_ASSIGN_OR_RETURN(
         data_plane_,
         DataPlane::Create(
@@ -366,6 +380,7 @@ class Node final : public DecodeNode {
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
   Device device_;
+  std::unique_ptr<DeviceWatch> watch_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<CacheMemory> memory_;
   std::unique_ptr<CacheStore> store_;

@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/device_watch.h"
 #include "decode_node/data_plane.h"
 #include "kvferry/v1/config.pb.h"
 #include "model/model.h"
@@ -16,6 +17,7 @@ namespace kvferry::decode {
 struct DecodeNodeParts {
   TransportFactory transport;           // empty: UCX
   std::unique_ptr<model::Model> model;  // null: model.path is loaded
+  DeviceWatch::OnLost on_lost;          // hears of the loss of model.device, once
 };
 
 // A whole decode worker: model, codec backend, pool, data plane, engine, gRPC services, registry

@@ -219,7 +219,7 @@ void Engine::RunEngine() {
       computing_ = true;
       last_step_ = clock_.Now();
     }
-    const absl::Status status = Compute(job);
+    const absl::Status status = Explain(Compute(job));
     if (!status.ok()) {
       Finish(job, {.status = status});
       data_plane_.Abort(job->request.transfer_id, status);  // it may have been opened since
@@ -227,6 +227,10 @@ void Engine::RunEngine() {
     absl::MutexLock lock(&mutex_);
     computing_ = false;
   }
+}
+
+absl::Status Engine::Explain(const absl::Status& status) const {
+  return options_.watch == nullptr ? status : options_.watch->Explain(status);
 }
 
 absl::Status Engine::Compute(const JobPtr& job) {
@@ -309,7 +313,7 @@ void Engine::RunEncoder() {
       job = std::move(encode_queue_.front());
       encode_queue_.pop_front();
     }
-    const absl::Status status = Encode(job);
+    const absl::Status status = Explain(Encode(job));
     if (!status.ok()) {
       Finish(job, {.status = status});
       data_plane_.Abort(job->request.transfer_id, status);

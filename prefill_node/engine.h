@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
+#include "common/device_watch.h"
 #include "common/ids.h"
 #include "common/metrics.h"
 #include "kvcodec/backend.h"
@@ -76,6 +77,7 @@ struct EngineLoad {
 struct EngineOptions {
   int chunk_tokens = 512;  // per model call; a multiple of 64
   std::uint32_t max_queued_requests = 256;
+  DeviceWatch* watch = nullptr;  // of the model's device; outlives the engine
 };
 
 // Runs prompts, first come, first served: one engine thread computes, one encoder thread turns
@@ -118,6 +120,8 @@ class Engine {
 
   void RunEngine();
   void RunEncoder();
+  // What an error of computing or encoding means.
+  absl::Status Explain(const absl::Status& status) const;
   absl::Status Compute(const JobPtr& job);
   absl::Status ComputeStep(Job& job, model::PrefillSession& session, std::size_t begin,
                            std::size_t count);

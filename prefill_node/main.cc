@@ -21,6 +21,9 @@ int main(int argc, char** argv) {
          KVF_RETURN_IF_ERROR(prefill::CompleteConfig(config));
          return rpc::Program::Logging{config.worker().name(), config.log().level()};
        },
-       .start = [&] { return prefill::PrefillNode::Create(config); }},
+       .start =
+           [&](const rpc::Program::OnLost& on_lost) {
+             return prefill::PrefillNode::Create(config, {.on_lost = on_lost});
+           }},
       argc, argv);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "common/config_loader.h"
 #include "common/device_memory.h"
 #include "common/device_name.h"
+#include "common/device_watch.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
@@ -27,6 +29,7 @@
 #include "transport/ucx/ucx_transport.h"
 #if KVFERRY_CUDA
 #include "kernels/cuda/buffer.h"
+#include "kernels/cuda/context.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/stream.h"
@@ -89,6 +92,7 @@ struct Device {
 #if KVFERRY_CUDA
   std::unique_ptr<kernels::Stream> stream;  // of the model; the quantizer refers to it
 #endif
+  std::optional<int> gpu;
   std::unique_ptr<codec::Quantizer> quantizer;
   std::unique_ptr<DeviceMemory> memory;  // for payloads; null: they are in host memory
   void* model_stream = nullptr;
@@ -98,8 +102,8 @@ struct Device {
 // kFailedPrecondition: payloads cannot be on a GPU that the model is not on.
 absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu) {
   Device device;
-  KVF_ASSIGN_OR_RETURN(const std::optional<int> gpu, GpuOrdinal(name));
-  if (!gpu.has_value()) {
+  KVF_ASSIGN_OR_RETURN(device.gpu, GpuOrdinal(name));
+  if (!device.gpu.has_value()) {
     if (payloads_on_gpu) {
       return absl::FailedPreconditionError(absl::StrCat(
           "transport.memory is \"cuda\", but model.device is \"", name, "\", not a GPU"));
@@ -108,15 +112,15 @@ absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu)
     return device;
   }
 #if KVFERRY_CUDA
-  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*gpu));
-  KVF_RETURN_IF_ERROR(kernels::UseDevice(*gpu));
+  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*device.gpu));
+  KVF_RETURN_IF_ERROR(kernels::UseDevice(*device.gpu));
   KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
   Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
   device.model_stream = stream.get();
   device.stream = std::make_unique<kernels::Stream>(std::move(stream));
   KVF_ASSIGN_OR_RETURN(device.quantizer, kernels::CreateCudaQuantizer(*device.stream));
   if (payloads_on_gpu) {
-    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*gpu));
+    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*device.gpu));
   }
   return device;
 #else
@@ -124,6 +128,15 @@ absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu)
       "model.device is \"", name,
       "\", but this program was built without CUDA; configure it with -DKVFERRY_CUDA=ON"));
 #endif
+}
+
+std::function<absl::Status()> ContextCheck(const Device& device) {
+#if KVFERRY_CUDA
+  if (device.gpu.has_value()) return [gpu = *device.gpu] { return kernels::CheckContext(gpu); };
+#else
+  static_cast<void>(device);
+#endif
+  return {};
 }
 
 absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
@@ -200,6 +213,7 @@ class Node final : public PrefillNode {
       KVF_ASSIGN_OR_RETURN(device_,
                            OpenDevice("cpu", false));  // where a model that is given computes
     }
+    watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(parts.on_lost));
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
     SenderLimits limits;
     limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
@@ -216,7 +230,8 @@ class Node final : public PrefillNode {
     KVF_RETURN_IF_ERROR(LockSlots());
     KVF_ASSIGN_OR_RETURN(
         engine_, Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
-                                 .max_queued_requests = config_.max_queued_requests()},
+                                 .max_queued_requests = config_.max_queued_requests(),
+                                 .watch = watch_.get()},
                                 *model_, *device_.quantizer, *data_plane_, clock_, *metrics_));
     handshaker_ = std::make_unique<Handshaker>(config_.worker().name(), fingerprint_, *credentials_,
                                                *data_plane_);
@@ -327,6 +342,7 @@ class Node final : public PrefillNode {
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
   Device device_;
+  std::unique_ptr<DeviceWatch> watch_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<DataPlane> data_plane_;
 #if KVFERRY_CUDA

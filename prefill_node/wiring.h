@@ -5,6 +5,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/device_watch.h"
 #include "kvferry/v1/config.pb.h"
 #include "model/model.h"
 #include "prefill_node/data_plane.h"
@@ -16,6 +17,7 @@ namespace kvferry::prefill {
 struct PrefillNodeParts {
   TransportFactory transport;           // empty: UCX
   std::unique_ptr<model::Model> model;  // null: model.path is loaded
+  DeviceWatch::OnLost on_lost;          // hears of the loss of model.device, once
 };
 
 // A whole prefill worker: model, codec backend, data plane, engine, gRPC services, registry

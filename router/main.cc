@@ -21,6 +21,6 @@ int main(int argc, char** argv) {
          KVF_RETURN_IF_ERROR(router::CompleteConfig(config));
          return rpc::Program::Logging{config.name(), config.log().level()};
        },
-       .start = [&] { return router::RouterNode::Create(config); }},
+       .start = [&](const rpc::Program::OnLost&) { return router::RouterNode::Create(config); }},
       argc, argv);
 }

@@ -1,18 +1,26 @@
 #include "rpc/program.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
+#include <memory>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/config_loader.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 
 namespace kvferry::rpc {
 namespace {
+
+// A lost node that takes longer to stop is ended by SIGALRM.
+constexpr unsigned kLostStopSeconds = 10;
 
 struct Flags {
   std::string config;
@@ -36,15 +44,46 @@ void AddFlags(const Program& program, CLI::App& app, Flags& flags) {
   app.footer("Examples:\n" + program.examples + "\n\n" + kSignals);
 }
 
-// Blocks until the node has been told to stop and is idle, or has been told twice.
-void ServeUntilSignal(ServingNode& node, const sigset_t& signals) {
+// Why the node of this process is lost. Thread: any.
+class Loss {
+ public:
+  // Wakes who waits for signals.
+  void Set(const absl::Status& why) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!why_.ok()) return;
+      why_ = why;
+    }
+    kill(getpid(), SIGTERM);
+  }
+  absl::Status why() const {
+    absl::MutexLock lock(&mutex_);
+    return why_;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  absl::Status why_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Blocks until the node has been told to stop and is idle, or has been told twice, or is lost.
+void ServeUntilSignal(ServingNode& node, const Loss& loss, const sigset_t& signals) {
   int signal = 0;
   sigwait(&signals, &signal);
+  if (!loss.why().ok()) return;
   node.Drain();
   const timespec pause = {.tv_sec = 0, .tv_nsec = 100'000'000};
   while (!node.idle()) {
     if (sigtimedwait(&signals, nullptr, &pause) > 0) return;
   }
+}
+
+// What is left of a lost node would only fail in its destructors, and must not keep the process.
+[[noreturn]] void ExitLost(const Program& program, ServingNode& node, const absl::Status& why) {
+  alarm(kLostStopSeconds);
+  node.Shutdown();
+  std::cerr << program.name << ": " << why.ToString() << std::endl;
+  std::_Exit(1);
 }
 
 absl::Status Run(const Program& program, const Flags& flags) {
@@ -64,9 +103,12 @@ absl::Status Run(const Program& program, const Flags& flags) {
   SetLogName(logging.name);
   KVF_RETURN_IF_ERROR(SetLogLevel(logging.level));
   Log(LogLevel::kInfo, "config", {{"effective", PrintConfig(*program.config)}});
-  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<ServingNode> node, program.start());
+  const auto loss = std::make_shared<Loss>();  // shared: on_lost may be kept for longer
+  const Program::OnLost on_lost = [loss](const absl::Status& why) { loss->Set(why); };
+  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<ServingNode> node, program.start(on_lost));
   std::cout << "listening address=" << node->address() << std::endl;
-  ServeUntilSignal(*node, signals);
+  ServeUntilSignal(*node, *loss, signals);
+  if (const absl::Status why = loss->why(); !why.ok()) ExitLost(program, *node, why);
   node->Shutdown();
   return absl::OkStatus();
 }

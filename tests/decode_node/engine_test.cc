@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include "absl/synchronization/notification.h"
 #include "decode_node/host_cache_memory.h"
 #include "decode_node/host_step_runner.h"
@@ -75,7 +77,7 @@ class EngineTest : public ::testing::Test {
                 .value();
     runner = std::make_unique<HostStepRunner>(model, *store, *backend);
     metrics = Metrics::Create();
-    engine = std::make_unique<Engine>(*runner, *store, Clock::Steady(), *metrics);
+    engine = std::make_unique<Engine>(*runner, *store, watch, Clock::Steady(), *metrics);
   }
 
   // A prompt without blocks; its tokens are its positions, the first token follows.
@@ -112,6 +114,10 @@ class EngineTest : public ::testing::Test {
   std::unique_ptr<CacheStore> store;
   std::unique_ptr<HostStepRunner> runner;
   std::unique_ptr<Metrics> metrics;
+  std::atomic<bool> device_lost{false};
+  DeviceWatch watch{
+      [this] { return device_lost ? absl::UnavailableError("illegal address") : absl::OkStatus(); },
+      {}};
   std::unique_ptr<Engine> engine;
 };
 
@@ -236,6 +242,17 @@ TEST_F(EngineTest, AFailedStepFailsItsSequencesOnly) {
   };
   EXPECT_TRUE(absl::IsInternal(Submit(Make(3, 5))->Wait()));
   EXPECT_TRUE(Submit(Make(3, 5))->Wait().ok());
+  ExpectAllFree();
+}
+
+TEST_F(EngineTest, AfterTheLossOfItsDeviceItsSequencesAreToRunElsewhere) {
+  model.before_decode_layer = [&](int layer, std::size_t) {
+    device_lost = layer == 2;
+    return device_lost ? absl::InternalError("no") : absl::OkStatus();
+  };
+  const absl::Status status = Submit(Make(3, 5))->Wait();
+  EXPECT_TRUE(absl::IsUnavailable(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("illegal address"));
   ExpectAllFree();
 }
 

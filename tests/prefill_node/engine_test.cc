@@ -161,6 +161,7 @@ class EngineTest : public testing::Test {
   fakes::FakeModel model_{kGeometry};
   std::unique_ptr<codec::Backend> backend_ = codec::CreateCpuBackend({.threads = 1}).value();
   std::unique_ptr<DataPlane> plane_;
+  DeviceWatch lost_{[] { return absl::UnavailableError("illegal address"); }, {}};
   std::unique_ptr<Engine> engine_;
   absl::Notification held_, gate_;
 };
@@ -351,6 +352,16 @@ TEST_F(EngineTest, RefusesAChunkSizeThatSplitsBlocks) {
           .status()
           .code(),
       absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(EngineTest, AfterTheLossOfItsDeviceRequestsAreToRunElsewhere) {
+  StartEngine({.chunk_tokens = 128, .watch = &lost_});
+  model_.before_layer = [](int layer, int) {
+    return layer == 2 ? absl::InternalError("broken") : absl::OkStatus();
+  };
+  auto observer = std::make_shared<Observer>();
+  ASSERT_TRUE(engine_->Submit(Request(300), observer).ok());
+  EXPECT_EQ(observer->Wait().status().code(), absl::StatusCode::kUnavailable);
 }
 
 }  // namespace

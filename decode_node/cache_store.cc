@@ -52,6 +52,7 @@ absl::StatusOr<std::unique_ptr<CacheStore>> CacheStore::Create(const CacheStoreO
   }
   store->pool_ = *pool;
   store->pool_bytes_ = rows * row_bytes;
+  KVF_RETURN_IF_ERROR(store->PrepareBuffers(options.prepared_sequences));
   return store;
 }
 
@@ -89,6 +90,20 @@ std::int64_t CacheStore::layer_elements() const {
 
 std::size_t CacheStore::BufferBytes() const {
   return sizeof(std::uint16_t) * geometry_.layers * layer_elements();
+}
+
+absl::Status CacheStore::PrepareBuffers(int sequences) {
+  constexpr std::size_t kAlignment = 256;  // as CacheMemory::Allocate has it
+  const std::size_t stride = (BufferBytes() + kAlignment - 1) / kAlignment * kAlignment;
+  const absl::StatusOr<std::byte*> all = memory_.Allocate(stride * sequences);
+  if (!all.ok()) {
+    return absl::Status(all.status().code(),
+                        absl::StrCat("sinks and windows of ", sequences,
+                                     " sequences (max_sequences): ", all.status().message()));
+  }
+  absl::MutexLock lock(&mutex_);
+  for (int i = sequences; i > 0; --i) free_buffers_.push_back(*all + stride * (i - 1));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<StoredSequence>> CacheStore::Reserve(int prompt_tokens,

@@ -120,6 +120,9 @@ struct CacheStoreOptions {
   codec::Codec codec;
   codec::CacheGeometry geometry;
   std::uint64_t pool_bytes = 0;
+  // Sequences whose sinks and windows are allocated together with the pool. Those of more at a time
+  // are when they are first needed, within Reserve.
+  int prepared_sequences = 0;
 };
 
 // The compressed pool and its books. One codec per pool. Thread: any (one mutex for the books);
@@ -167,6 +170,7 @@ class CacheStore {
 
   std::span<std::byte> Page(cache::RowIdx row, int layer) const;
   std::size_t BufferBytes() const;
+  absl::Status PrepareBuffers(int sequences);
   void Return(StoredSequence& sequence);
 
   const codec::Codec codec_;

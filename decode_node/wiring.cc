@@ -259,11 +259,17 @@ class Node final : public DecodeNode {
                                                      .geometry = {.layers = shape.layers,
                                                                   .kv_heads = shape.kv_heads,
                                                                   .head_dim = shape.head_dim},
-                                                     .pool_bytes = config_.pool_bytes()},
+                                                     .pool_bytes = config_.pool_bytes(),
+                                                     .prepared_sequences = PreparedSequences()},
                                                     *memory_));
     KVF_ASSIGN_OR_RETURN(runner_, MakeRunner(device_, config_, *model_, *store_));
     engine_ = std::make_unique<Engine>(*runner_, *store_, *watch_, clock_, *metrics_);
     return absl::OkStatus();
+  }
+
+  // The driver may wait for the GPU when it allocates, and reservations come while others decode.
+  int PreparedSequences() const {
+    return device_.gpu.has_value() ? static_cast<int>(config_.max_sequences()) : 0;
   }
 
   absl::Status StartDataPlane(const TransportFactory& transport) {

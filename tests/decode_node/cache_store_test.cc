@@ -108,6 +108,58 @@ TEST_F(CacheStoreBooksTest, AFullPoolRefuses) {
   EXPECT_TRUE(store->Reserve(10, 1).ok());  // needs no row
 }
 
+// Host memory that gives only so many pieces.
+class FewAllocations final : public CacheMemory {
+ public:
+  FewAllocations(CacheMemory& memory, int left) : memory_(memory), left_(left) {}
+
+  std::string name() const override { return memory_.name(); }
+  bool on_device() const override { return false; }
+  absl::Status Supports(const codec::BlockSpec& spec) const override {
+    return memory_.Supports(spec);
+  }
+  absl::StatusOr<std::byte*> Allocate(std::size_t bytes) override {
+    if (left_-- > 0) return memory_.Allocate(bytes);
+    return absl::ResourceExhaustedError(absl::StrCat(bytes, " bytes"));
+  }
+  absl::StatusOr<std::unique_ptr<Pin>> PinLanding(std::span<std::byte> ring) override {
+    return memory_.PinLanding(ring);
+  }
+  absl::StatusOr<std::uint32_t> CopyChunk(std::span<const ChunkPart> parts,
+                                          std::span<const std::byte> payload) override {
+    return memory_.CopyChunk(parts, payload);
+  }
+  std::vector<absl::Status> Flush(std::span<const FlushItem> items,
+                                  std::size_t sequences) override {
+    return memory_.Flush(items, sequences);
+  }
+
+ private:
+  CacheMemory& memory_;
+  int left_;
+};
+
+TEST_F(CacheStoreBooksTest, PreparedSequencesAllocateNothingWhenTheyCome) {
+  const CacheStoreOptions options{.codec = TestCodec(),
+                                  .geometry = kGeometry,
+                                  .pool_bytes = std::uint64_t{1} << 20,
+                                  .prepared_sequences = 2};
+  FewAllocations memory(machine.memory(), 2);  // the pool, and what is prepared
+  store = CacheStore::Create(options, memory).value();
+  {
+    const auto one = AdoptPrompt(kTokens, 100), two = AdoptPrompt(kTokens, 100);
+    ExpectSameAsPrefill(*one, kTokens);
+    ExpectSameAsPrefill(*two, kTokens);
+    EXPECT_TRUE(absl::IsResourceExhausted(store->Reserve(kTokens, 100).status()));
+  }
+  EXPECT_TRUE(store->Reserve(kTokens, 100).ok());
+  store.reset();  // before its memory
+  FewAllocations less(machine.memory(), 1);
+  const absl::Status refused = CacheStore::Create(options, less).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused));
+  EXPECT_NE(refused.message().find("max_sequences"), std::string::npos);
+}
+
 TEST_F(CacheStoreBooksTest, APoolWithoutOneRowIsRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(
       CacheStore::Create({.codec = TestCodec(), .geometry = kGeometry, .pool_bytes = 1000},

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs the GPU tests and benches of a bundle (scripts/bundle.sh) on this host and writes JSON. Needs the NVIDIA driver, and torch
 # of the version that the bundle was built for where `python3` finds it (for its libraries).
-#   ./gpu_test.sh [--out FOLDER] [--tests] [--sanitize] [--bench] [--python PYTHON] [NAME...]
+#   ./gpu_test.sh [--out FOLDER] [--tests] [--sanitize] [--bench] [--python PYTHON] [--model GGUF] [NAME...]
 # Without --tests, --sanitize or --bench: tests, then benches. --sanitize runs those of kernels/ under compute-sanitizer's
-# memcheck and racecheck. NAME: only programs whose name contains it. Exit code 1: a test failed.
+# memcheck and racecheck. --model: the demo model (scripts/deps.sh), for tests that otherwise take a small one of random weights.
+# NAME: only programs whose name contains it. Exit code 1: a test failed.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -14,11 +15,16 @@ names=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=${2:?--out needs a folder}; shift 2 ;;
+    --model)
+      KVFERRY_DEMO_MODEL=$(realpath "${2:?--model needs a file}") || exit 2
+      export KVFERRY_DEMO_MODEL
+      shift 2
+      ;;
     --python) python=${2:?--python needs a program}; shift 2 ;;
     --tests) run_tests=1; shift ;;
     --sanitize) run_sanitizer=1; shift ;;
     --bench) run_bench=1; shift ;;
-    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
     -*) echo "gpu_test.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
     *) names+=("$1"); shift ;;
   esac
@@ -55,7 +61,7 @@ test_one() {
 
 if [ -n "$run_tests" ]; then
   while read -r test; do
-    wanted "$test" && test_one "$test" 300 "bin/$test" --gtest_output="json:$out/$test.json"
+    wanted "$test" && test_one "$test" 400 "bin/$test" --gtest_output="json:$out/$test.json"
   done <gpu_tests.txt
 fi
 if [ -n "$run_sanitizer" ]; then

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -20,6 +22,11 @@ class DeviceMemory {
 
   // "cuda:0": for messages.
   virtual std::string name() const = 0;
+  // Names the GPU, in the same way in every process of this host. Not 0.
+  virtual std::uint64_t id() const = 0;
+  // The others whose memory it has no access to. Of GPUs that this process does not see
+  // (CUDA_VISIBLE_DEVICES) it cannot be said; CUDA maps their memory where it can.
+  virtual std::vector<std::uint64_t> unreachable() const = 0;
   // Makes the GPU that of the calling thread.
   virtual absl::Status Use() = 0;
   // Zeroed and 256-byte aligned, of a kind that other processes of this host can map.

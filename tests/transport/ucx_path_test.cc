@@ -19,12 +19,16 @@ std::vector<std::string> Labels(const std::vector<Path>& paths) {
 }
 
 UcxAddress Address(std::uint64_t host, std::uint64_t process, bool device_memory) {
-  return {.host = host, .process = process, .device_memory = device_memory, .worker = "worker"};
+  return {.host = host,
+          .process = process,
+          .gpu = device_memory ? 100 + process : 0,
+          .worker = "worker"};
 }
 
 TEST(UcxAddress, ComesBackAsItWas) {
   for (const bool device_memory : {false, true}) {
-    const UcxAddress address = Address(0x1122334455667788, 0x99aabbccddeeff00, device_memory);
+    UcxAddress address = Address(0x1122334455667788, 0x99aabbccddeeff00, device_memory);
+    if (device_memory) address.unreachable = {7, 0x8000000000000001};
     const auto back = UnpackAddress(PackAddress(address));
     ASSERT_TRUE(back.ok()) << back.status();
     EXPECT_EQ(*back, address);
@@ -32,7 +36,9 @@ TEST(UcxAddress, ComesBackAsItWas) {
 }
 
 TEST(UcxAddress, EveryDamagedByteIsNoticed) {
-  const std::string packed = PackAddress(Address(1, 2, true));
+  UcxAddress address = Address(1, 2, true);
+  address.unreachable = {3, 4};
+  const std::string packed = PackAddress(address);
   for (std::size_t i = 0; i < packed.size(); ++i) {
     std::string damaged = packed;
     damaged[i] = static_cast<char>(damaged[i] ^ 0x10);
@@ -44,7 +50,7 @@ TEST(UcxAddress, EveryDamagedByteIsNoticed) {
 }
 
 TEST(UcxAddress, OfThisProcessIsTheSameTwice) {
-  const auto first = LocalUcxAddress(false, "w"), second = LocalUcxAddress(false, "w");
+  const auto first = LocalUcxAddress(nullptr, "w"), second = LocalUcxAddress(nullptr, "w");
   ASSERT_TRUE(first.ok()) << first.status();
   EXPECT_EQ(*first, *second);
   EXPECT_NE(first->host, 0);
@@ -77,6 +83,20 @@ TEST(UcxPath, DeviceToDeviceWithinAHostAndBetweenProcesses) {
   EXPECT_EQ(ChoosePath(paths, local, Address(1, 11, false))->label, "tcp_host");
   EXPECT_EQ(ChoosePath(paths, local, Address(2, 11, true))->label, "tcp_host");
   EXPECT_EQ(ChoosePath(paths, local, local)->label, "tcp_host");
+}
+
+TEST(UcxPath, GpusWithoutAccessUseTheHostFromBothSides) {
+  const std::vector<Path> paths = *OfferPaths("tcp", true, "");
+  UcxAddress knows = Address(1, 10, true);
+  const UcxAddress other = Address(1, 11, true);
+  knows.unreachable = {5};
+  EXPECT_EQ(ChoosePath(paths, knows, other)->label, "cuda_ipc");
+  knows.unreachable = {5, other.gpu};
+  EXPECT_EQ(ChoosePath(paths, knows, other)->label, "tcp_host");
+  EXPECT_EQ(ChoosePath(paths, other, knows)->label, "tcp_host");
+  const std::vector<Path> required = *OfferPaths("tcp", true, "cuda_ipc");
+  EXPECT_THAT(std::string(ChoosePath(required, knows, other).status().message()),
+              HasSubstr("no access"));
 }
 
 TEST(UcxPath, WhatIsMissingIsSaid) {

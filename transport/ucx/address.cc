@@ -20,12 +20,12 @@
 namespace kvferry::transport {
 namespace {
 
-// 0 magic 'KVU2' | 4 crc32c of what follows | 8 host u64 | 16 process u64 | 24 flags u32 |
-// 28 zero u32 | 32 the worker's address
-constexpr std::uint32_t kMagic = 0x3255564b;
-constexpr std::size_t kHeaderBytes = 32;
+// 0 magic 'KVU3' | 4 crc32c of what follows | 8 host u64 | 16 process u64 | 24 gpu u64 |
+// 32 unreachable GPUs u32 | 36 zero u32 | 40 u64 for each of them | the worker's address
+constexpr std::uint32_t kMagic = 0x3355564b;
+constexpr std::size_t kHeaderBytes = 40;
 constexpr std::size_t kChecked = 8;  // the CRC32C begins here
-constexpr std::uint32_t kDeviceMemoryFlag = 1;
+constexpr std::size_t kMaxGpus = 256;
 
 std::span<const std::byte> AsBytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -33,7 +33,7 @@ std::span<const std::byte> AsBytes(std::string_view text) {
 
 }  // namespace
 
-absl::StatusOr<UcxAddress> LocalUcxAddress(bool device_memory, std::string worker) {
+absl::StatusOr<UcxAddress> LocalUcxAddress(const DeviceMemory* device, std::string worker) {
   static const std::uint64_t process = RandomId64();
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string boot_id;
@@ -44,12 +44,16 @@ absl::StatusOr<UcxAddress> LocalUcxAddress(bool device_memory, std::string worke
   if (stat("/proc/self/ns/pid", &pid_namespace) != 0)
     return absl::InternalError("/proc/self/ns/pid cannot be read");
   boot_id.erase(std::remove(boot_id.begin(), boot_id.end(), '-'), boot_id.end());
-  return UcxAddress{.host = std::strtoull(boot_id.substr(0, 16).c_str(), nullptr, 16) ^
-                            std::strtoull(boot_id.substr(16).c_str(), nullptr, 16) ^
-                            std::rotl(std::uint64_t{pid_namespace.st_ino}, 32),
-                    .process = process,
-                    .device_memory = device_memory,
-                    .worker = std::move(worker)};
+  UcxAddress address{.host = std::strtoull(boot_id.substr(0, 16).c_str(), nullptr, 16) ^
+                             std::strtoull(boot_id.substr(16).c_str(), nullptr, 16) ^
+                             std::rotl(std::uint64_t{pid_namespace.st_ino}, 32),
+                     .process = process,
+                     .worker = std::move(worker)};
+  if (device != nullptr) {
+    address.gpu = device->id();
+    address.unreachable = device->unreachable();
+  }
+  return address;
 }
 
 std::string PackAddress(const UcxAddress& address) {
@@ -57,10 +61,15 @@ std::string PackAddress(const UcxAddress& address) {
   StoreLittle<std::uint32_t>(header, 0, kMagic);
   StoreLittle<std::uint64_t>(header, 8, address.host);
   StoreLittle<std::uint64_t>(header, 16, address.process);
-  StoreLittle<std::uint32_t>(header, 24, address.device_memory ? kDeviceMemoryFlag : 0);
-  std::string packed =
-      absl::StrCat(absl::string_view(reinterpret_cast<const char*>(header.data()), header.size()),
-                   address.worker);
+  StoreLittle<std::uint64_t>(header, 24, address.gpu);
+  StoreLittle<std::uint32_t>(header, 32, static_cast<std::uint32_t>(address.unreachable.size()));
+  std::string packed(reinterpret_cast<const char*>(header.data()), header.size());
+  for (const std::uint64_t gpu : address.unreachable) {
+    std::array<std::byte, sizeof(gpu)> id{};
+    StoreLittle<std::uint64_t>(id, 0, gpu);
+    packed.append(reinterpret_cast<const char*>(id.data()), id.size());
+  }
+  packed += address.worker;
   const std::span<std::byte> bytes = std::as_writable_bytes(std::span(packed));
   StoreLittle<std::uint32_t>(bytes, 4, Crc32c(bytes.subspan(kChecked)));
   return packed;
@@ -69,17 +78,23 @@ std::string PackAddress(const UcxAddress& address) {
 absl::StatusOr<UcxAddress> UnpackAddress(std::string_view packed) {
   if (packed.size() <= kHeaderBytes) return absl::InvalidArgumentError("data address: too short");
   const std::span<const std::byte> bytes = AsBytes(packed);
-  const std::uint32_t flags = LoadLittle<std::uint32_t>(bytes, 24);
+  const std::size_t gpus = LoadLittle<std::uint32_t>(bytes, 32);
   if (LoadLittle<std::uint32_t>(bytes, 0) != kMagic ||
       LoadLittle<std::uint32_t>(bytes, 4) != Crc32c(bytes.subspan(kChecked)) ||
-      (flags & ~kDeviceMemoryFlag) != 0) {
+      LoadLittle<std::uint32_t>(bytes, 36) != 0 || gpus > kMaxGpus ||
+      packed.size() <= kHeaderBytes + gpus * sizeof(std::uint64_t)) {
     return absl::InvalidArgumentError(
         "data address: not an address of a UCX transport of this version, or damaged");
   }
-  return UcxAddress{.host = LoadLittle<std::uint64_t>(bytes, 8),
-                    .process = LoadLittle<std::uint64_t>(bytes, 16),
-                    .device_memory = (flags & kDeviceMemoryFlag) != 0,
-                    .worker = std::string(packed.substr(kHeaderBytes))};
+  UcxAddress address{.host = LoadLittle<std::uint64_t>(bytes, 8),
+                     .process = LoadLittle<std::uint64_t>(bytes, 16),
+                     .gpu = LoadLittle<std::uint64_t>(bytes, 24)};
+  std::size_t at = kHeaderBytes;
+  for (std::size_t i = 0; i < gpus; ++i, at += sizeof(std::uint64_t)) {
+    address.unreachable.push_back(LoadLittle<std::uint64_t>(bytes, at));
+  }
+  address.worker = packed.substr(at);
+  return address;
 }
 
 }  // namespace kvferry::transport

@@ -12,11 +12,20 @@ namespace {
 
 constexpr char kCudaIpc[] = "cuda_ipc";
 
-// Why a GPU's memory cannot be read by the peer; empty: it can.
+// As far as `from` knows.
+bool CannotReach(const UcxAddress& from, const UcxAddress& to) {
+  const std::vector<std::uint64_t>& others = from.unreachable;
+  return std::find(others.begin(), others.end(), to.gpu) != others.end();
+}
+
+// Why a GPU's memory cannot be read by the peer; empty: it can. The same for either side.
 std::string DeviceObstacle(const UcxAddress& local, const UcxAddress& peer) {
-  if (!peer.device_memory) return "the peer has its payloads in host memory";
+  if (peer.gpu == 0) return "the peer has its payloads in host memory";
   if (peer.host != local.host) return "the peer is on another host";
   if (peer.process == local.process) return "the peer is in the same process";
+  if (CannotReach(local, peer) || CannotReach(peer, local)) {
+    return "the GPUs of the two have no access to each other (nvidia-smi topo -p2p r)";
+  }
   return "";
 }
 

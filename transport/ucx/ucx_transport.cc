@@ -503,8 +503,8 @@ absl::StatusOr<std::unique_ptr<Transport>> CreateUcxTransport(const UcxOptions& 
   KVF_ASSIGN_OR_RETURN(ContextPtr context, MakeContext(settings, device_memory));
   KVF_ASSIGN_OR_RETURN(WorkerPtr worker, MakeWorker(context.get()));
   KVF_ASSIGN_OR_RETURN(std::string worker_address, WorkerAddress(worker.get()));
-  KVF_ASSIGN_OR_RETURN(UcxAddress address,
-                       LocalUcxAddress(device_memory, std::move(worker_address)));
+  KVF_ASSIGN_OR_RETURN(UcxAddress address, LocalUcxAddress(device_memory ? options.device : nullptr,
+                                                           std::move(worker_address)));
   int worker_fd = -1;
   KVF_RETURN_IF_ERROR(FromUcs(ucp_worker_get_efd(worker.get(), &worker_fd),
                               "read the UCX worker's event descriptor"));

@@ -1,93 +1,32 @@
 #include "decode_node/device_step_runner.h"
 
-#include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/status_macros.h"
-#include "kernels/append_tokens.h"
 #include "kernels/cuda/device.h"
-#include "kernels/page_table.h"
 
 namespace kvferry::decode {
-namespace {
-
-using kernels::AppendTarget;
-using kernels::AttentionSequence;
-
-std::size_t TargetsOffset(int max_sequences) { return sizeof(AttentionSequence) * max_sequences; }
-std::size_t RowsOffset(int max_sequences) {
-  return TargetsOffset(max_sequences) + sizeof(AppendTarget) * max_sequences;
-}
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceStepRunner>> DeviceStepRunner::Create(
     const DeviceStepOptions& options, model::Model& model, const CacheStore& store,
     kernels::Stream& stream, const MakeAttention& make_attention) {
   KVF_RETURN_IF_ERROR(kernels::UseDevice(options.gpu));
-  std::unique_ptr<DeviceStepRunner> runner(new DeviceStepRunner(options, model, store, stream));
-  KVF_RETURN_IF_ERROR(runner->MakeAttentions(make_attention));
-  KVF_RETURN_IF_ERROR(runner->AllocateInputs());
-  KVF_ASSIGN_OR_RETURN(runner->steps_, model.StartDeviceSteps(options.max_sequences, *runner));
+  std::unique_ptr<DeviceStepRunner> runner(new DeviceStepRunner(options, model, stream));
+  KVF_ASSIGN_OR_RETURN(
+      runner->attention_,
+      DeviceAttention::Create(options.gpu, options.max_sequences, model.config().q_heads, store,
+                              stream, make_attention));
+  const std::size_t logits = options.max_sequences * static_cast<std::size_t>(runner->vocabulary());
+  KVF_ASSIGN_OR_RETURN(runner->logits_, kernels::PinnedBuffer::Allocate(sizeof(float) * logits));
+  KVF_ASSIGN_OR_RETURN(runner->model_begin_, kernels::Event::Create(true));
+  KVF_ASSIGN_OR_RETURN(runner->model_end_, kernels::Event::Create(true));
+  KVF_ASSIGN_OR_RETURN(runner->steps_,
+                       model.StartDeviceSteps(options.max_sequences, *runner->attention_));
   runner->sizes_.resize(options.max_sequences + 1);
   runner->graphs_ = options.graphs;
   return runner;
-}
-
-absl::Status DeviceStepRunner::MakeAttentions(const MakeAttention& make_attention) {
-  const codec::WindowSpec& window = store_.codec().window;
-  std::vector<codec::BlockSpec> kinds;
-  for (const codec::BlockSpec& spec : store_.specs()) {
-    const auto known = std::find(kinds.begin(), kinds.end(), spec);
-    attention_of_layer_.push_back(static_cast<std::size_t>(known - kinds.begin()));
-    if (known != kinds.end()) continue;
-    kinds.push_back(spec);
-    auto attention = make_attention({.spec = spec,
-                                     .q_heads = model_.config().q_heads,
-                                     .kv_heads = store_.geometry().kv_heads,
-                                     .type = store_.codec().raw_type,
-                                     .scale = 1.0f / std::sqrt(static_cast<float>(spec.head_dim)),
-                                     .sink_capacity = window.sinks,
-                                     .window_capacity = codec::WindowCapacity(window),
-                                     .max_sequences = options_.max_sequences});
-    if (!attention.ok()) {
-      return absl::Status(attention.status().code(),
-                          absl::StrCat("codec \"", store_.codec().name, "\", layer ",
-                                       attention_of_layer_.size() - 1, ", on cuda:", options_.gpu,
-                                       ": ", attention.status().message()));
-    }
-    attentions_.push_back(*std::move(attention));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status DeviceStepRunner::AllocateInputs() {
-  const int layers = store_.geometry().layers;
-  const std::size_t bytes =
-      RowsOffset(options_.max_sequences) + sizeof(std::uint32_t) * store_.rows();
-  KVF_ASSIGN_OR_RETURN(inputs_host_, kernels::PinnedBuffer::Allocate(bytes));
-  KVF_ASSIGN_OR_RETURN(inputs_, kernels::DeviceBuffer::Allocate(bytes));
-  KVF_ASSIGN_OR_RETURN(
-      page_table_, kernels::DeviceBuffer::Allocate(sizeof(std::byte*) * layers * store_.rows()));
-  KVF_ASSIGN_OR_RETURN(logits_,
-                       kernels::PinnedBuffer::Allocate(sizeof(float) * options_.max_sequences *
-                                                       static_cast<std::size_t>(vocabulary())));
-  KVF_ASSIGN_OR_RETURN(model_begin_, kernels::Event::Create(true));
-  KVF_ASSIGN_OR_RETURN(model_end_, kernels::Event::Create(true));
-  std::vector<kernels::PageLayer> page_layers;
-  page_layers.reserve(layers);
-  for (int layer = 0; layer < layers; ++layer) {
-    page_layers.push_back({.begin = store_.layer_pages(layer),
-                           .page_bytes = static_cast<std::int64_t>(store_.page_bytes()[layer])});
-  }
-  const std::size_t layers_bytes = sizeof(kernels::PageLayer) * page_layers.size();
-  KVF_ASSIGN_OR_RETURN(page_layers_, kernels::DeviceBuffer::Allocate(layers_bytes));
-  KVF_RETURN_IF_ERROR(
-      kernels::CopyAsync(page_layers_.data(), page_layers.data(), layers_bytes, stream_));
-  return stream_.Synchronize();
 }
 
 absl::StatusOr<std::span<const float>> DeviceStepRunner::Step(const StepBatch& batch) {
@@ -108,35 +47,21 @@ absl::StatusOr<std::span<const float>> DeviceStepRunner::Step(const StepBatch& b
 }
 
 absl::Status DeviceStepRunner::Run(const StepBatch& batch, std::span<float> logits) {
-  const int rows = DescribeBatch(batch);
-  const std::size_t rows_offset = RowsOffset(options_.max_sequences);
-  KVF_RETURN_IF_ERROR(kernels::CopyAsync(inputs_.data(), inputs_host_.data(),
-                                         rows_offset + sizeof(std::uint32_t) * rows, stream_));
-  KVF_RETURN_IF_ERROR(kernels::LaunchPageTable(
-      {.layers = page_layers_.as<const kernels::PageLayer>(),
-       .layer_count = store_.geometry().layers,
-       .rows = reinterpret_cast<const std::uint32_t*>(inputs_.data() + rows_offset),
-       .row_count = rows,
-       .table = page_table_.as<const std::byte*>(),
-       .table_stride = store_.rows()},
-      stream_));
-  for (const auto& attention : attentions_) {
-    KVF_RETURN_IF_ERROR(attention->Plan(lengths_, stream_));
-  }
+  KVF_RETURN_IF_ERROR(attention_->Begin(batch.sequences));
   KVF_RETURN_IF_ERROR(steps_->SetInputs(batch.tokens, batch.positions));
   KVF_RETURN_IF_ERROR(model_begin_->Record(stream_));
-  KVF_RETURN_IF_ERROR(RunModel());
+  KVF_RETURN_IF_ERROR(RunModel(batch.sequences.size()));
   KVF_RETURN_IF_ERROR(model_end_->Record(stream_));
   return steps_->FetchLogits(logits);  // waits for the stream
 }
 
-absl::Status DeviceStepRunner::RunModel() {
+absl::Status DeviceStepRunner::RunModel(std::size_t sequences) {
   if (!graphs_) return steps_->Enqueue();
   if (steps_->memory_epoch() != memory_epoch_) {
     for (SizeState& size : sizes_) size.graph.reset();
     memory_epoch_ = steps_->memory_epoch();
   }
-  SizeState& size = sizes_[sequences_];
+  SizeState& size = sizes_[sequences];
   if (!size.graph.has_value() && size.ran) {
     auto graph = kernels::Graph::Capture(stream_, [&] { return steps_->Enqueue(); });
     // A capture that needed memory may have made the allocator give some back.
@@ -150,58 +75,6 @@ absl::Status DeviceStepRunner::RunModel() {
   if (size.graph.has_value()) return size.graph->Launch(stream_);
   size.ran = true;
   return steps_->Enqueue();
-}
-
-int DeviceStepRunner::DescribeBatch(const StepBatch& batch) {
-  auto* sequence = inputs_host_.as<AttentionSequence>();
-  auto* target =
-      reinterpret_cast<AppendTarget*>(inputs_host_.data() + TargetsOffset(options_.max_sequences));
-  auto* const rows =
-      reinterpret_cast<std::uint32_t*>(inputs_host_.data() + RowsOffset(options_.max_sequences));
-  int row_count = 0;
-  lengths_.clear();
-  sequences_ = static_cast<int>(batch.sequences.size());
-  for (StoredSequence* cache : batch.sequences) {
-    cache->Append();
-    const StoredSequence::DeviceRows at = cache->Rows();
-    *sequence++ = {.sinks = at.sinks,
-                   .window = at.window,
-                   .sink_tokens = at.sink_tokens,
-                   .window_begin = at.window_begin,
-                   .window_tokens = at.window_tokens};
-    *target++ = {.k = at.new_k, .v = at.new_v, .head_stride = at.head_elements};
-    const int blocks = static_cast<int>(at.pages.size());
-    lengths_.push_back({.blocks = blocks,
-                        .raw_tokens = at.sink_tokens + at.window_tokens,
-                        .page_begin = row_count});
-    // Every row of the store is in one sequence at most: they all fit.
-    for (const cache::RowIdx row : at.pages) rows[row_count++] = static_cast<std::uint32_t>(row);
-  }
-  return row_count;
-}
-
-absl::Status DeviceStepRunner::AppendAndAttend(int layer, const std::uint16_t* q,
-                                               const std::uint16_t* k, const std::uint16_t* v,
-                                               std::uint16_t* out) {
-  const std::int64_t offset = store_.layer_elements() * layer;
-  KVF_RETURN_IF_ERROR(kernels::LaunchAppendTokens(
-      {.targets = reinterpret_cast<const AppendTarget*>(inputs_.data() +
-                                                        TargetsOffset(options_.max_sequences)),
-       .sequences = sequences_,
-       .kv_heads = store_.geometry().kv_heads,
-       .head_dim = store_.geometry().head_dim,
-       .layer_offset = offset,
-       .k = k,
-       .v = v},
-      stream_));
-  return attentions_[attention_of_layer_[layer]]->Launch(
-      {.sequences = inputs_.as<const AttentionSequence>(),
-       .pages = page_table_.as<const std::byte*>() + std::size_t{store_.rows()} * layer,
-       .sink_offset = offset,
-       .window_offset = offset,
-       .q = q,
-       .out = out},
-      stream_);
 }
 
 }  // namespace kvferry::decode

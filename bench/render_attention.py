@@ -10,7 +10,15 @@ import pathlib
 from xml.sax.saxutils import escape
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COLOURS = {"fp16": "#444444", "K4V4": "#1d4ed8", "K4V2": "#0f766e", "K2V2": "#c2410c"}
+COLOURS = {
+    "fp16": "#444444",
+    "K4V4": "#1d4ed8",
+    "K4V2": "#0f766e",
+    "K2V2": "#c2410c",
+    "NF4": "#7e22ce",
+    "FP8": "#a16207",
+    "INT8": "#0891b2",
+}
 WIDTH, HEIGHT, TOP, BOTTOM = 1040, 460, 64, 60
 
 
@@ -63,7 +71,7 @@ def times(rows, left, right):
         if low <= us <= high:
             out += [line(left, y(us), right, y(us)), text(left - 6, y(us) + 4, str(us), text_anchor="end")]
     for codec, colour in COLOURS.items():
-        points = sorted(curves[codec].items())
+        points = sorted(curves.get(codec, {}).items())  # not every run has every codec
         path = " ".join(f"{x(c):.1f},{y(us):.1f}" for c, us in points)
         out += [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>']
         for c, us in points:
@@ -74,7 +82,7 @@ def times(rows, left, right):
 def fractions(rows, left, right):
     """Compressed bytes per second over those of the read-only stream, per shape."""
     shapes = sorted({shape for _, shape in rows}, key=lambda s: tokens(s)[0] * tokens(s)[1])
-    codecs = [codec for codec in COLOURS if codec != "fp16"]
+    codecs = [codec for codec in COLOURS if any(codec == drawn for drawn, _ in rows)]
     y = lambda f: HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * f
     out = [text(left, TOP - 14, "compressed bytes per second, of the read-only ceiling", font_weight="bold")]
     for f in (0, 0.2, 0.4, 0.6, 0.8, 1.0):
@@ -84,7 +92,9 @@ def fractions(rows, left, right):
     for i, shape in enumerate(shapes):
         out += [text(left + step * (i + 0.5), HEIGHT - BOTTOM + 18, shape, text_anchor="middle", font_size=11)]
         for j, codec in enumerate(codecs):
-            f = rows[codec, shape]["fraction"]
+            f = rows.get((codec, shape), {}).get("fraction")
+            if f is None:
+                continue
             at = left + step * i + bar * (j + 0.6)
             out += [
                 f'<rect x="{at:.1f}" y="{y(f):.1f}" width="{bar * 0.9:.1f}" height="{y(0) - y(f):.1f}" fill="{COLOURS[codec]}">'
@@ -102,9 +112,13 @@ def main():
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         text(60, 24, f"Decode attention, 32 query heads on 8 KV heads, head_dim 128: {gpu}", font_size=15, font_weight="bold"),
     ]
-    for i, (codec, colour) in enumerate(COLOURS.items()):
+    drawn = {codec for codec, _ in rows} | {"fp16"}
+    if drawn - COLOURS.keys():
+        raise SystemExit(f"no colour for {sorted(drawn - COLOURS.keys())}")
+    for i, (codec, colour) in enumerate((codec, colour) for codec, colour in COLOURS.items() if codec in drawn):
         name = "best fp16 of LibTorch" if codec == "fp16" else codec
-        out += [f'<rect x="{60 + 180 * i}" y="{HEIGHT - 22}" width="12" height="12" fill="{colour}"/>', text(78 + 180 * i, HEIGHT - 12, name)]
+        at = 60 if i == 0 else 160 + 100 * i
+        out += [f'<rect x="{at}" y="{HEIGHT - 22}" width="12" height="12" fill="{colour}"/>', text(at + 18, HEIGHT - 12, name)]
     out += times(rows, 60, 420) + fractions(rows, 500, WIDTH - 20) + ["</svg>"]
     (ROOT / "docs" / "gpu_attention.svg").write_text("\n".join(out) + "\n", encoding="utf-8")
 

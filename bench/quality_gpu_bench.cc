@@ -13,30 +13,19 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "bench/local_handoff.h"
+#include "bench/quality/cache_batch.h"
 #include "bench/quality/compare.h"
+#include "bench/quality/open_device.h"
 #include "bench/quality/passages.h"
 #include "bench/quality/prompt.h"
 #include "bench/quality/quality.h"
 #include "bench/report.h"
 #include "common/status_macros.h"
-#include "decode_node/device_cache_memory.h"
-#include "decode_node/device_step_runner.h"
-#include "decode_node/host_cache_memory.h"
-#include "decode_node/host_step_runner.h"
-#include "kernels/cuda/device.h"
-#include "kernels/cuda_quantizer.h"
-#include "kvcodec/cpu/cpu_backend.h"
-#include "model/model.h"
 #include "model/tokenizer.h"
 
 namespace kvferry::bench {
 namespace {
 
-using decode::CacheStore;
-using decode::StoredSequence;
-
-constexpr std::size_t kSlotBytes = std::size_t{8} << 20;
 constexpr char kExact[] = "fp16";
 
 struct Options {
@@ -48,98 +37,29 @@ struct Options {
 // Logits after every token of a passage's second part: [decode_tokens, vocabulary].
 using Logits = std::vector<float>;
 
-// CPUs or the GPU: a model there, and what serves its cache.
-class Side {
- public:
-  Side(std::string name, std::unique_ptr<model::Model> model, const codec::Quantizer& quantizer)
-      : name_(std::move(name)), model_(std::move(model)), quantizer_(quantizer) {}
-  virtual ~Side() = default;
-
-  const std::string& name() const { return name_; }
-  model::Model& model() const { return *model_; }
-
-  // Teacher-forced decode of a passage over the codec's cache of its prompt.
-  absl::StatusOr<Logits> Run(const Options& options, const codec::Codec& codec,
-                             std::span<const std::int32_t> tokens) {
-    const model::ModelConfig& shape = model_->config();
-    const codec::CacheGeometry geometry = {
-        .layers = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim};
-    KVF_ASSIGN_OR_RETURN(const PrefilledPrompt prompt,
-                         PrefillPrompt(*model_, tokens.first(options.prompt_tokens), codec.raw_type,
-                                       options.prompt_tokens));
-    KVF_RETURN_IF_ERROR(WaitForPrefill());
-    KVF_ASSIGN_OR_RETURN(
-        const std::unique_ptr<CacheStore> store,
-        CacheStore::Create(
-            {.codec = codec, .geometry = geometry, .pool_bytes = std::uint64_t{1} << 30},
-            memory()));
-    std::vector<std::unique_ptr<StoredSequence>> sequence(1);
-    KVF_ASSIGN_OR_RETURN(sequence[0],
-                         store->Reserve(options.prompt_tokens, options.decode_tokens + 1));
-    KVF_ASSIGN_OR_RETURN(const kernels::PinnedBuffer slot,
-                         kernels::PinnedBuffer::Allocate(kSlotBytes));
-    KVF_RETURN_IF_ERROR(HandOff(prompt.layers, quantizer_, *store, slot.span(), sequence).status());
-    KVF_ASSIGN_OR_RETURN(const std::unique_ptr<decode::StepRunner> runner, MakeRunner(*store));
-    Logits all;
-    std::vector<StoredSequence*> batch = {sequence[0].get()};
-    for (int i = 0; i < options.decode_tokens; ++i) {
-      const std::int32_t position = options.prompt_tokens + i;
-      KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
-                           runner->Step({.tokens = tokens.subspan(position, 1),
-                                         .positions = std::span(&position, 1),
-                                         .sequences = batch,
-                                         .drop_cancelled = [] {}}));
-      all.insert(all.end(), logits.begin(), logits.end());
-      if (!batch[0]->MustFlush()) continue;
-      for (const absl::Status& status : store->Flush(batch)) KVF_RETURN_IF_ERROR(status);
-    }
-    return all;
+// Teacher-forced decode of a passage over the codec's cache of its prompt.
+absl::StatusOr<Logits> Run(const Options& options, const codec::Codec& codec,
+                           std::span<const std::int32_t> tokens, Device& device) {
+  KVF_ASSIGN_OR_RETURN(const PrefilledPrompt prompt,
+                       PrefillPrompt(device.model(), tokens.first(options.prompt_tokens),
+                                     codec.raw_type, options.prompt_tokens));
+  KVF_ASSIGN_OR_RETURN(
+      const std::unique_ptr<DeviceStore> store,
+      DeviceStore::Create(
+          codec, cache::RowsNeeded(options.prompt_tokens, options.decode_tokens + 1, codec.window),
+          1, device));
+  KVF_ASSIGN_OR_RETURN(ShippedPrompt shipped,
+                       ShipPrompt(prompt.layers, options.decode_tokens + 1, *store));
+  CacheBatch batch(*store);
+  batch.Add(std::move(shipped.cache));
+  Logits all;
+  for (int i = 0; i < options.decode_tokens; ++i) {
+    KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
+                         batch.Step(tokens.subspan(options.prompt_tokens + i, 1)));
+    all.insert(all.end(), logits.begin(), logits.end());
   }
-
- protected:
-  virtual decode::CacheMemory& memory() = 0;
-  virtual absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(CacheStore& store) = 0;
-  virtual absl::Status WaitForPrefill() = 0;
-
- private:
-  const std::string name_;
-  const std::unique_ptr<model::Model> model_;
-  const codec::Quantizer& quantizer_;
-};
-
-class CpuSide final : public Side {
- public:
-  CpuSide(std::unique_ptr<model::Model> model, const codec::Backend& backend)
-      : Side("CPUs", std::move(model), backend), backend_(backend), memory_(backend) {}
-
- private:
-  decode::CacheMemory& memory() override { return memory_; }
-  absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(CacheStore& store) override {
-    return std::make_unique<decode::HostStepRunner>(model(), store, backend_);
-  }
-  absl::Status WaitForPrefill() override { return absl::OkStatus(); }
-
-  const codec::Backend& backend_;
-  decode::HostCacheMemory memory_;
-};
-
-class GpuSide final : public Side {
- public:
-  GpuSide(std::unique_ptr<model::Model> model, const codec::Quantizer& quantizer,
-          decode::DeviceCacheMemory& memory, kernels::Stream& stream)
-      : Side("GPU", std::move(model), quantizer), memory_(memory), stream_(stream) {}
-
- private:
-  decode::CacheMemory& memory() override { return memory_; }
-  absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(CacheStore& store) override {
-    return decode::DeviceStepRunner::Create({.max_sequences = 1}, model(), store, stream_,
-                                            kernels::DecodeAttention::Create);
-  }
-  absl::Status WaitForPrefill() override { return stream_.Synchronize(); }
-
-  decode::DeviceCacheMemory& memory_;
-  kernels::Stream& stream_;
-};
+  return all;
+}
 
 // Mean KL of each passage.
 double MeanKl(const Logits& exact, const Logits& tested, std::span<const std::int32_t> next) {
@@ -164,29 +84,31 @@ MeanError MeanOf(std::span<const double> values) {
   return {sum / n, std::sqrt(squares / std::max(1.0, n - 1) / n)};
 }
 
-absl::Status Measure(const Options& options, std::span<Side* const> sides, Report& report) {
+// devices: CPUs, then the GPU.
+absl::Status Measure(const Options& options, std::span<const std::unique_ptr<Device>> devices,
+                     Report& report) {
   KVF_ASSIGN_OR_RETURN(const auto tokenizer, model::Tokenizer::Load(options.model));
-  KVF_ASSIGN_OR_RETURN(const Text text, ReadText(options.text, *tokenizer));
+  KVF_ASSIGN_OR_RETURN(const Text text, ReadText(std::span(&options.text, 1), *tokenizer));
   const int length = options.prompt_tokens + options.decode_tokens + 1;
   KVF_ASSIGN_OR_RETURN(const std::vector<Passage> passages,
                        SpreadPassages(text.tokens, length, options.passages));
-  // [side, codec] of passages; and of the 16-bit caches, one side's against the other's.
+  // [device, codec] of passages; and of the 16-bit caches, one device's against the other's.
   std::vector<std::vector<std::vector<double>>> kl(
-      sides.size(), std::vector<std::vector<double>>(options.codecs.size()));
+      devices.size(), std::vector<std::vector<double>>(options.codecs.size()));
   std::vector<double> between;
   for (const Passage& passage : passages) {
     std::cerr << "passage " << passage.number << "\n";
     const auto next = passage.tokens.last(options.decode_tokens);
     std::vector<Logits> exact;
-    for (std::size_t side = 0; side < sides.size(); ++side) {
-      KVF_ASSIGN_OR_RETURN(
-          Logits logits,
-          sides[side]->Run(options, codec::FindCodec(kExact).value(), passage.tokens));
+    for (std::size_t at = 0; at < devices.size(); ++at) {
+      Device& device = *devices[at];
+      KVF_ASSIGN_OR_RETURN(Logits logits,
+                           Run(options, codec::FindCodec(kExact).value(), passage.tokens, device));
       exact.push_back(std::move(logits));
       for (std::size_t i = 0; i < options.codecs.size(); ++i) {
         KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(options.codecs[i]));
-        KVF_ASSIGN_OR_RETURN(const Logits lossy, sides[side]->Run(options, codec, passage.tokens));
-        kl[side][i].push_back(MeanKl(exact.back(), lossy, next));
+        KVF_ASSIGN_OR_RETURN(const Logits lossy, Run(options, codec, passage.tokens, device));
+        kl[at][i].push_back(MeanKl(exact.back(), lossy, next));
       }
     }
     between.push_back(MeanKl(exact[0], exact[1], next));
@@ -212,29 +134,17 @@ absl::Status Measure(const Options& options, std::span<Side* const> sides, Repor
 }
 
 absl::Status Main(const Options& options, int argc, char** argv) {
-  KVF_RETURN_IF_ERROR(kernels::GetDevice(0).status());
-  KVF_RETURN_IF_ERROR(kernels::UseDevice(0));
-  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
-  const int threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  KVF_ASSIGN_OR_RETURN(const auto backend, codec::CreateCpuBackend({.threads = threads}));
-  KVF_ASSIGN_OR_RETURN(const auto quantizer, kernels::CreateCudaQuantizer(stream));
-  const model::ComputeType compute =
-      options.compute == "bf16" ? model::ComputeType::kBf16 : model::ComputeType::kFp32;
-  KVF_ASSIGN_OR_RETURN(auto on_cpu,
-                       model::Model::Load({.path = options.model, .compute = compute}));
-  KVF_ASSIGN_OR_RETURN(
-      auto on_gpu,
-      model::Model::Load(
-          {.path = options.model, .compute = compute, .device = "cuda:0", .stream = stream.get()}));
-  KVF_ASSIGN_OR_RETURN(
-      const auto memory,
-      decode::DeviceCacheMemory::Create(
-          {.slot_bytes = kSlotBytes, .max_flush_items = on_gpu->config().layers}, stream));
-  CpuSide cpu(std::move(on_cpu), *backend);
-  GpuSide gpu(std::move(on_gpu), *quantizer, *memory, stream);
-  Side* const sides[] = {&cpu, &gpu};
+  model::LoadOptions load = {
+      .path = options.model,
+      .compute = options.compute == "bf16" ? model::ComputeType::kBf16 : model::ComputeType::kFp32,
+      .threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()))};
+  std::vector<std::unique_ptr<Device>> devices;
+  for (const char* name : {"cpu", "cuda:0"}) {
+    load.device = name;
+    KVF_ASSIGN_OR_RETURN(devices.emplace_back(), OpenDevice(load));
+  }
   Report report("quality_gpu", argc, argv);
-  KVF_RETURN_IF_ERROR(Measure(options, sides, report));
+  KVF_RETURN_IF_ERROR(Measure(options, devices, report));
   return report.Write(options.out);
 }
 

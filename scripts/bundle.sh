@@ -3,8 +3,8 @@
 # shared library but glibc's, the C++ runtime and LibTorch's (gpu_test.sh finds the host's own torch of the same version).
 #   scripts/bundle.sh [--build FOLDER] [--out FOLDER] [--archive] [PROGRAM...]
 # Build first, on a machine with CUDA (cmake -DKVFERRY_CUDA=ON). Without programs: kvferry and the workers, all tests with the
-# label gpu, all benches named gpu_* and quality_gpu_bench. --archive writes OUT.tar.xz too, for tar -xJf (or Python's tarfile) on the
-# other host. There: OUT/gpu_test.sh --help; for the programs, source OUT/env.sh first.
+# label gpu, all benches named gpu_*, kvferry-quality and quality_gpu_bench. --archive writes OUT.tar.xz too, for tar -xJf (or Python's
+# tarfile) on the other host. There: OUT/gpu_test.sh --help; for the programs, source OUT/env.sh first.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,7 +33,7 @@ fi
 
 mapfile -t tests < <(ctest --test-dir "$build" -N -L gpu | sed -n 's/^ *Test *#[0-9]*: //p')
 if [ ${#programs[@]} -eq 0 ]; then
-  programs=(kvferry kvferry-router kvferry-prefill kvferry-decode quality_gpu_bench "${tests[@]}")
+  programs=(kvferry kvferry-router kvferry-prefill kvferry-decode kvferry-quality quality_gpu_bench "${tests[@]}")
   programs+=(transport_peer) # of transport_ucx_gpu_test
   for bench in "$build"/bin/gpu_*_bench; do
     [ -x "$bench" ] && programs+=("$(basename "$bench")")

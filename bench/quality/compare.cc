@@ -1,9 +1,9 @@
 #include "bench/quality/compare.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
-#include <limits>
 
 namespace kvferry::bench {
 namespace {
@@ -16,28 +16,46 @@ double LogSumExp(std::span<const float> logits) {
   return top + std::log(sum);
 }
 
-double LeadOf(std::span<const float> logits, std::int32_t token) {
-  float second = -std::numeric_limits<float>::infinity();
+constexpr std::int32_t kNone = -1;
+
+// The five likeliest tokens, likeliest first; of equal ones the first. kNone after the last.
+std::array<std::int32_t, 5> TopFive(std::span<const float> logits) {
+  std::array<std::int32_t, 5> top;
+  top.fill(kNone);
+  const auto likelier = [&](std::int32_t a, std::int32_t b) {
+    return b == kNone || !(logits[a] <= logits[b]);  // what is no number comes first
+  };
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    if (static_cast<std::int32_t>(i) != token) second = std::max(second, logits[i]);
+    const auto token = static_cast<std::int32_t>(i);
+    if (!likelier(token, top.back())) continue;
+    std::size_t at = top.size() - 1;
+    for (; at > 0 && likelier(token, top[at - 1]); --at) top[at] = top[at - 1];
+    top[at] = token;
   }
-  return static_cast<double>(logits[token]) - second;
+  return top;
 }
 
 }  // namespace
 
 Comparison Compare(std::span<const float> exact, std::span<const float> tested, std::int32_t next) {
-  const double exact_norm = LogSumExp(exact), tested_norm = LogSumExp(tested);
-  double mean_difference = 0;  // of logits, under the exact model
+  const std::array<std::int32_t, 5> exact_top = TopFive(exact), tested_top = TopFive(tested);
+  const double exact_lead = exact[exact_top[0]];
+  double exact_sum = 0, differences = 0;  // of logits, under the exact model
   for (std::size_t i = 0; i < exact.size(); ++i) {
-    const double x = exact[i];
-    mean_difference += std::exp(x - exact_norm) * (x - tested[i]);
+    const double weight = std::exp(exact[i] - exact_lead);
+    exact_sum += weight;
+    differences += weight * (static_cast<double>(exact[i]) - tested[i]);
   }
-  const std::int32_t likeliest = LikeliestToken(exact);
-  return {.nll = tested_norm - tested[next],
-          .kl = mean_difference - exact_norm + tested_norm,
-          .agrees = likeliest == LikeliestToken(tested),
-          .sure = LeadOf(exact, likeliest) > kSureMargin};
+  const double exact_norm = exact_lead + std::log(exact_sum), tested_norm = LogSumExp(tested);
+  Comparison compared{.nll = tested_norm - tested[next],
+                      .kl = differences / exact_sum - exact_norm + tested_norm,
+                      .agrees = exact_top[0] == tested_top[0],
+                      .sure = exact_lead - exact[exact_top[1]] > kSureMargin};
+  for (const std::int32_t token : exact_top) {
+    if (token == kNone) break;
+    compared.top5 += std::find(tested_top.begin(), tested_top.end(), token) != tested_top.end();
+  }
+  return compared;
 }
 
 double NegativeLogLikelihood(std::span<const float> logits, std::int32_t next) {

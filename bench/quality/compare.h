@@ -13,6 +13,7 @@ struct Comparison {
   double nll = 0;       // -log q(the token that follows), nats
   double kl = 0;        // KL(exact || tested) over the whole vocabulary, nats
   bool agrees = false;  // both have the same likeliest token
+  int top5 = 0;         // tokens that are among the 5 likeliest of both
   bool sure = false;    // the exact model's likeliest token leads the next by more than kSureMargin
 };
 

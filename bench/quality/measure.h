@@ -9,20 +9,20 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "bench/quality/compare.h"
+#include "bench/quality/device.h"
 #include "bench/quality/passages.h"
 #include "bench/quality/prompt.h"
 #include "bench/quality/record.h"
-#include "kvcodec/backend.h"
-#include "kvcodec/plan.h"
-#include "model/model.h"
+#include "kvcodec/cpu/worker_pool.h"
 
 namespace kvferry::bench {
 
 struct MeasureOptions {
   int prompt_tokens = 1024;  // prefilled with exact attention
   int decode_tokens = 1024;  // that follow; the first is of the exact prefill and not scored
-  int greedy_tokens = 128;   // generated to see how long the answer stays the exact one
-  int probe_tokens = 128;    // over which attention outputs are compared
+  int greedy_tokens = 512;   // generated, the first by the exact prefill; 0: none
+  int probe_tokens = 128;    // over which attention outputs are compared; 0: they are not
 };
 
 // What the exact model says about a passage: fp32 K and V, no cache format at all.
@@ -41,9 +41,9 @@ class Measure {
   using Progress = std::function<void(std::string_view what, int done, int all)>;
 
   // kInvalidArgument: options that the model's context does not hold, or that leave nothing to
-  // score. model and backend outlive it.
-  static absl::StatusOr<Measure> Create(model::Model& model, const codec::Backend& backend,
-                                        const MeasureOptions& options, Progress progress);
+  // score. `device` outlives it.
+  static absl::StatusOr<Measure> Create(Device& device, const MeasureOptions& options,
+                                        Progress progress);
 
   int passage_tokens() const { return options_.prompt_tokens + options_.decode_tokens; }
   // Positions that a passage is scored at.
@@ -52,21 +52,23 @@ class Measure {
   absl::StatusOr<ExactPassage> RunExact(const Passage& passage) const;
 
   // All passages step together, so that weights are read once. exact: of the same passages.
-  // kFailedPrecondition: the codec was bypassed, nothing that was lossy has been read. kInternal:
-  // bytes in the buffers are not those of the formula.
+  // kUnimplemented: the device does not have the codec. kFailedPrecondition: the codec was
+  // bypassed, nothing that was lossy has been read. kInternal: bytes in the buffers are not those
+  // of the formula.
   absl::StatusOr<std::vector<Record>> RunCodec(const codec::Codec& codec,
                                                std::span<const Passage> passages,
                                                std::span<const ExactPassage> exact) const;
 
  private:
   struct Caches;  // of one codec: stores and batches
+  // What greedy decode has said, by passage.
+  struct Trajectory {
+    std::vector<std::int32_t> tokens;  // [greedy_tokens], the first of the exact prefill
+    std::vector<float> logits;         // [greedy_tokens - 1, vocabulary], after each but the last
+  };
 
-  Measure(model::Model& model, const codec::Backend& backend, const MeasureOptions& options,
-          Progress progress)
-      : model_(model), backend_(backend), options_(options), progress_(std::move(progress)) {}
+  Measure(Device& device, const MeasureOptions& options, Progress progress);
 
-  codec::CacheGeometry geometry() const;
-  std::size_t vocabulary() const;
   absl::StatusOr<std::unique_ptr<Caches>> MakeCaches(const codec::Codec& codec,
                                                      std::size_t passages) const;
   // Ships each prompt into all caches; the wire bytes go to the records.
@@ -74,20 +76,25 @@ class Measure {
                            Caches& caches, std::span<Record> records) const;
   absl::Status ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
                           Record& record) const;
-  // These three fill the records, and give what CheckNotBypassed wants to know.
+  // These fill the records; the first and the last give what CheckNotBypassed wants to know.
   absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
                                          std::span<Record> records) const;
-  absl::Status RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
-                         std::span<Record> records) const;
+  absl::Status RunGreedy(std::span<const Passage> passages, std::span<const ExactPassage> exact,
+                         Caches& caches, std::span<Record> records) const;
+  absl::Status ScoreTrajectory(const Passage& passage, const Trajectory& trajectory,
+                               Record& record) const;
   absl::StatusOr<std::uint32_t> RunTeacherForced(std::span<const Passage> passages,
                                                  std::span<const ExactPassage> exact,
                                                  Caches& caches, std::span<Record> records) const;
+  absl::Status CheckNotBypassed(const codec::Codec& codec, std::uint32_t exact_check,
+                                std::uint32_t check) const;
   absl::Status CheckBytes(const Caches& caches, std::span<const Record> records) const;
 
-  model::Model& model_;
-  const codec::Backend& backend_;
+  Device& device_;
   const MeasureOptions options_;
   const Progress progress_;
+  // Comparing two rows of logits takes as long as a step on a GPU.
+  std::unique_ptr<codec::cpu::WorkerPool> workers_;
 };
 
 }  // namespace kvferry::bench

@@ -32,7 +32,7 @@ absl::StatusOr<std::vector<Question>> AskExact(const PasskeyInput& input,
   for (const Passkey& passkey : passkeys) {
     Question question{.passkey = &passkey};
     KVF_ASSIGN_OR_RETURN(question.prompt,
-                         PrefillPrompt(input.model, passkey.prompt, codec::Raw16::kFp16,
+                         PrefillPrompt(input.device.model(), passkey.prompt, codec::Raw16::kFp16,
                                        static_cast<int>(passkey.prompt.size()) + kAnswerTokens));
     KVF_ASSIGN_OR_RETURN(const std::vector<std::int32_t> answer,
                          ContinueGreedily(*question.prompt.session, kAnswerTokens));
@@ -45,13 +45,13 @@ absl::StatusOr<std::vector<Question>> AskExact(const PasskeyInput& input,
   return questions;
 }
 
-absl::Status ShipQuestion(const PasskeyInput& input, const Question& question, HostStore& store,
+absl::Status ShipQuestion(const PasskeyInput& input, const Question& question, DeviceStore& store,
                           CacheBatch& batch) {
   const codec::Raw16 type = store.cache().codec().raw_type;
   PrefilledPrompt other;  // of a codec that wants another 16-bit type
   const std::vector<codec::KvView>* layers = &question.prompt.layers;
   if (layers->front().type != type) {
-    KVF_ASSIGN_OR_RETURN(other, PrefillPrompt(input.model, question.passkey->prompt, type,
+    KVF_ASSIGN_OR_RETURN(other, PrefillPrompt(input.device.model(), question.passkey->prompt, type,
                                               static_cast<int>(question.passkey->prompt.size())));
     layers = &other.layers;
   }
@@ -62,15 +62,13 @@ absl::Status ShipQuestion(const PasskeyInput& input, const Question& question, H
 
 absl::Status AskCodec(const PasskeyInput& input, const codec::Codec& codec,
                       std::span<const Question> questions, PasskeyCounts& counts) {
-  const model::ModelConfig& config = input.model.config();
   const int prompt_tokens = static_cast<int>(questions.front().passkey->prompt.size());
   KVF_ASSIGN_OR_RETURN(
-      const std::unique_ptr<HostStore> store,
-      HostStore::Create(
-          codec, {config.layers, config.kv_heads, config.head_dim},
-          questions.size() * cache::RowsNeeded(prompt_tokens, kAnswerTokens, codec.window),
-          input.backend));
-  CacheBatch batch(*store, config.q_heads);
+      const std::unique_ptr<DeviceStore> store,
+      DeviceStore::Create(
+          codec, questions.size() * cache::RowsNeeded(prompt_tokens, kAnswerTokens, codec.window),
+          static_cast<int>(questions.size()), input.device));
+  CacheBatch batch(*store);
   std::vector<std::int32_t> tokens;
   std::vector<std::vector<std::int32_t>> answers;
   for (const Question& question : questions) {
@@ -78,12 +76,11 @@ absl::Status AskCodec(const PasskeyInput& input, const codec::Codec& codec,
     tokens.push_back(question.first_token);
     answers.push_back({question.first_token});
   }
-  const auto vocabulary = static_cast<std::size_t>(config.vocabulary);
-  std::vector<float> logits(questions.size() * vocabulary);
+  const std::size_t vocabulary = input.device.vocabulary();
   for (int step = 1; step < kAnswerTokens; ++step) {
-    KVF_RETURN_IF_ERROR(StepBatch(input.model, tokens, batch, logits));
+    KVF_ASSIGN_OR_RETURN(const std::span<const float> logits, batch.Step(tokens));
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = LikeliestToken(std::span(logits).subspan(i * vocabulary, vocabulary));
+      tokens[i] = LikeliestToken(logits.subspan(i * vocabulary, vocabulary));
       answers[i].push_back(tokens[i]);
     }
   }

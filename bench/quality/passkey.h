@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "bench/quality/device.h"
 #include "bench/quality/measure.h"
-#include "kvcodec/backend.h"
-#include "model/model.h"
 #include "model/tokenizer.h"
 
 namespace kvferry::bench {
@@ -49,10 +48,9 @@ struct PasskeyResult {
 };
 
 struct PasskeyInput {
-  model::Model& model;
-  const codec::Backend& backend;
+  Device& device;
   const model::Tokenizer& tokenizer;
-  std::span<const codec::Codec> codecs;
+  std::span<const codec::Codec> codecs;  // that the device has
   std::span<const Passkey> passkeys;
   int batch = 8;  // prompts that step together
 };

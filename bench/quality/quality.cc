@@ -1,8 +1,6 @@
 #include "bench/quality/quality.h"
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -11,7 +9,6 @@
 #include "absl/strings/str_split.h"
 #include "bench/quality/passages.h"
 #include "bench/quality/state_file.h"
-#include "common/crc32c.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 
@@ -20,13 +17,13 @@ namespace {
 
 constexpr char kBaseline[] = "fp16";
 // Of the records' meaning: a change of what is measured must not mix with old records.
-constexpr int kStateVersion = 1;
+constexpr int kStateVersion = 2;
 
 // All that a record depends on beside passage and codec.
-nlohmann::json DescribeRun(const QualityOptions& options, const model::Model& model,
-                           const Text& text) {
+nlohmann::json DescribeRun(const QualityOptions& options, const Device& device, const Text& text) {
   return {{"version", kStateVersion},
-          {"weights", absl::StrFormat("%016x", model.weights_hash())},
+          {"device", device.name()},
+          {"weights", absl::StrFormat("%016x", device.model().weights_hash())},
           {"text", text.check},
           {"prompt_tokens", options.measure.prompt_tokens},
           {"decode_tokens", options.measure.decode_tokens},
@@ -70,6 +67,24 @@ std::vector<Record> RecordsOf(const StateFile& state, std::span<const Passage> p
   return records;
 }
 
+// Takes out of `codecs` what the device does not have.
+absl::StatusOr<std::vector<SkippedCodec>> SkipUnsupported(const Device& device,
+                                                          std::vector<codec::Codec>& codecs) {
+  std::vector<SkippedCodec> skipped;
+  std::vector<codec::Codec> kept;
+  for (codec::Codec& codec : codecs) {
+    const absl::Status status = Supports(device, codec);
+    if (status.code() == absl::StatusCode::kUnimplemented) {
+      skipped.push_back({codec.name, std::string(status.message())});
+      continue;
+    }
+    KVF_RETURN_IF_ERROR(status);
+    kept.push_back(std::move(codec));
+  }
+  codecs = std::move(kept);
+  return skipped;
+}
+
 // fp16 first: what every ratio is to.
 absl::StatusOr<std::vector<codec::Codec>> WithBaseline(const std::vector<codec::Codec>& codecs) {
   KVF_ASSIGN_OR_RETURN(codec::Codec baseline, codec::FindCodec(kBaseline));
@@ -110,16 +125,6 @@ absl::StatusOr<QualityResult> SumUp(const StateFile& state, std::span<const code
 
 }  // namespace
 
-absl::StatusOr<Text> ReadText(const std::string& path, const model::Tokenizer& tokenizer) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read the text '", path, "'"));
-  const std::string bytes(std::istreambuf_iterator<char>(file), {});
-  Text text;
-  text.check = absl::StrFormat("%08x", Crc32c(std::as_bytes(std::span(bytes))));
-  KVF_ASSIGN_OR_RETURN(text.tokens, tokenizer.Encode(bytes, /*parse_special=*/false));
-  return text;
-}
-
 absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list) {
   std::vector<std::string> names;
   for (const absl::string_view part : absl::StrSplit(ToAbsl(list), ',', absl::SkipEmpty())) {
@@ -142,33 +147,33 @@ absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list) {
 std::vector<codec::Codec> SanityCodecs() {
   constexpr char kRows[] =
       "kivi-4,kivi-2,kivi-k4v2,kivi-2:v_bits=4,"                            // keys, values
+      "kivi-2-g64:k_bits=4,kivi-2-g64:v_bits=4,"                            // the same, on a GPU
       "kivi-2:sinks=0,kivi-2:sinks=1,kivi-2:sinks=16,"                      // sinks; default 4
       "kivi-4:k_group=64,v_group=64,kivi-2:k_group=64,v_group=64,"          // groups; default 32
       "kivi-4:recent=0,kivi-4:recent=64,kivi-2:recent=0,kivi-2:recent=64";  // default 128
   return ParseCodecs(kRows).value();
 }
 
-absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, model::Model& model,
-                                         const codec::Backend& backend, const Text& text,
-                                         Measure::Progress progress) {
+absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, Device& device,
+                                         const Text& text, Measure::Progress progress) {
   if (options.batch < 1) {
     return absl::InvalidArgumentError(absl::StrCat("batch is ", options.batch, ", must be >= 1"));
   }
-  KVF_ASSIGN_OR_RETURN(const std::vector<codec::Codec> codecs, WithBaseline(options.codecs));
+  QualityResult result{.device = device.name(), .geometry = device.geometry()};
+  KVF_ASSIGN_OR_RETURN(std::vector<codec::Codec> codecs, WithBaseline(options.codecs));
+  KVF_ASSIGN_OR_RETURN(result.skipped, SkipUnsupported(device, codecs));
   KVF_ASSIGN_OR_RETURN(const Measure measure,
-                       Measure::Create(model, backend, options.measure, std::move(progress)));
+                       Measure::Create(device, options.measure, std::move(progress)));
   KVF_ASSIGN_OR_RETURN(const std::vector<Passage> passages,
                        SpreadPassages(text.tokens, measure.passage_tokens(), options.passages));
   KVF_ASSIGN_OR_RETURN(const auto state,
-                       StateFile::Open(options.state, DescribeRun(options, model, text)));
+                       StateFile::Open(options.state, DescribeRun(options, device, text)));
   for (std::size_t at = 0; at < passages.size(); at += options.batch) {
     const std::size_t count = std::min<std::size_t>(options.batch, passages.size() - at);
     KVF_RETURN_IF_ERROR(
         MeasureGroup(measure, codecs, std::span(passages).subspan(at, count), *state));
   }
-  const model::ModelConfig& config = model.config();
-  return SumUp(*state, codecs, passages, options,
-               {.geometry = {config.layers, config.kv_heads, config.head_dim}});
+  return SumUp(*state, codecs, passages, options, std::move(result));
 }
 
 }  // namespace kvferry::bench

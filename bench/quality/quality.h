@@ -1,27 +1,30 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "bench/quality/device.h"
 #include "bench/quality/measure.h"
 #include "bench/quality/summary.h"
-#include "kvcodec/backend.h"
-#include "model/model.h"
 #include "model/tokenizer.h"
 
 namespace kvferry::bench {
 
 // The text that a run scores, as the model's tokenizer has it.
 struct Text {
+  std::string name;  // of the last file or folder
   std::vector<std::int32_t> tokens;
-  std::string check;  // CRC32C of the file
+  std::string check;  // CRC32C of the bytes
 };
 
-// A UTF-8 file, taken as it is. kNotFound, kInvalidArgument.
-absl::StatusOr<Text> ReadText(const std::string& path, const model::Tokenizer& tokenizer);
+// UTF-8 files, taken as they are, one after the other; of a folder all .py files below it, in the
+// order of their paths. kNotFound, kInvalidArgument.
+absl::StatusOr<Text> ReadText(std::span<const std::string> paths,
+                              const model::Tokenizer& tokenizer);
 
 // A whole run of the quality bench.
 struct QualityOptions {
@@ -33,10 +36,17 @@ struct QualityOptions {
   std::uint64_t seed = 1;
 };
 
+// A codec that was asked for and that the device does not have.
+struct SkippedCodec {
+  std::string codec, why;
+};
+
 struct QualityResult {
+  std::string device;  // its name
   codec::CacheGeometry geometry;
   Interval exact_perplexity;  // fp32, without a cache format
   double seconds = 0;         // that all of it took to measure, in however many runs
+  std::vector<SkippedCodec> skipped;
   std::vector<Summary> rows;  // fp16 first, it is the baseline, then as asked for
 };
 
@@ -48,8 +58,7 @@ absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list);
 std::vector<codec::Codec> SanityCodecs();
 
 // Measures what the state file does not have yet and sums up. `progress` is for people.
-absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, model::Model& model,
-                                         const codec::Backend& backend, const Text& text,
-                                         Measure::Progress progress);
+absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, Device& device,
+                                         const Text& text, Measure::Progress progress);
 
 }  // namespace kvferry::bench

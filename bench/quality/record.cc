@@ -1,5 +1,7 @@
 #include "bench/quality/record.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
@@ -17,8 +19,10 @@ void EachField(R& record, F field) {
   field("agree", record.agree);
   field("sure", record.sure);
   field("sure_agree", record.sure_agree);
+  field("top5", record.top5);
   field("greedy_tokens", record.greedy_tokens);
   field("greedy_prefix", record.greedy_prefix);
+  field("trajectory_kl", record.trajectory_kl);
   field("attention_error", record.attention_error);
   field("wire_bytes", record.wire_bytes);
   field("resident_bytes", record.resident_bytes);
@@ -27,6 +31,17 @@ void EachField(R& record, F field) {
 }
 
 }  // namespace
+
+bool Record::Add(const Comparison& one) {
+  if (!std::isfinite(one.kl) || !std::isfinite(one.nll)) return false;
+  nll.push_back(one.nll);
+  kl.push_back(one.kl);
+  agree += one.agrees;
+  sure += one.sure;
+  sure_agree += one.sure && one.agrees;
+  top5 += one.top5;
+  return true;
+}
 
 std::string HashText(const codec::Codec& codec) { return absl::StrFormat("%016x", codec.Hash()); }
 

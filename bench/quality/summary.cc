@@ -40,16 +40,23 @@ void SummarizeLikelihoods(const SummaryInput& input, Summary& summary) {
 }
 
 void SummarizeTokens(const SummaryInput& input, Summary& summary) {
-  double agree = 0, sure = 0, sure_agree = 0;
+  double agree = 0, sure = 0, sure_agree = 0, top5 = 0;
   std::vector<double> prefixes;
+  std::vector<std::vector<double>> trajectories;
   for (const Record& record : input.records) {
     agree += record.agree;
     sure += record.sure;
     sure_agree += record.sure_agree;
+    top5 += record.top5;
     prefixes.push_back(record.greedy_prefix);
+    if (!record.trajectory_kl.empty()) trajectories.push_back(record.trajectory_kl);
   }
   summary.agreement = agree / static_cast<double>(summary.positions);
   summary.sure_agreement = sure == 0 ? 1 : sure_agree / sure;
+  summary.top5 = top5 / 5 / static_cast<double>(summary.positions);
+  if (!trajectories.empty()) {
+    summary.trajectory_kl = BootstrapMean(trajectories, kStretchPositions, input.seed);
+  }
   summary.greedy_prefix = Quantile(prefixes, 0.5);
   summary.greedy_tokens = input.records.front().greedy_tokens;
 }
@@ -63,13 +70,10 @@ void SummarizeBytes(const SummaryInput& input, Summary& summary) {
   summary.resident_bits = BitsPerValue(summary.resident_bytes_per_token, input.geometry);
 }
 
-nlohmann::json ToJson(const Interval& interval) {
-  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
-}
-
 }  // namespace
 
 double Summary::mean_attention_error() const {
+  if (attention_error.empty()) return 0;
   const double sum = std::accumulate(attention_error.begin(), attention_error.end(), 0.0);
   return sum / static_cast<double>(attention_error.size());
 }
@@ -96,6 +100,10 @@ absl::StatusOr<Summary> Summarize(const SummaryInput& input) {
   return summary;
 }
 
+nlohmann::json ToJson(const Interval& interval) {
+  return {{"value", interval.value}, {"low", interval.low}, {"high", interval.high}};
+}
+
 nlohmann::json ToJson(const Summary& summary) {
   return {{"codec", summary.codec.name},
           {"hash", HashText(summary.codec)},
@@ -109,6 +117,8 @@ nlohmann::json ToJson(const Summary& summary) {
           {"kl_max", summary.kl_max},
           {"top1_agreement", summary.agreement},
           {"top1_agreement_where_sure", summary.sure_agreement},
+          {"top5_overlap", summary.top5},
+          {"trajectory_kl", ToJson(summary.trajectory_kl)},
           {"greedy_prefix_median", summary.greedy_prefix},
           {"greedy_tokens", summary.greedy_tokens},
           {"attention_error", summary.attention_error},

@@ -24,8 +24,10 @@ struct Summary {
   double kl_p99 = 0, kl_max = 0;
   double agreement = 0;       // of the likeliest token, 0..1
   double sure_agreement = 0;  // where the exact model is sure; 1 where it never is
+  double top5 = 0;            // share of the exact model's 5 likeliest tokens among its own 5
   double greedy_prefix = 0;   // median over passages
   int greedy_tokens = 0;
+  Interval trajectory_kl;  // mean along its own greedy answers, nats; 0 without greedy tokens
   std::vector<double> attention_error;  // by layer, mean over passages
   double wire_bytes_per_token = 0, resident_bytes_per_token = 0;
   double block_bits = 0;     // per value of a compressed block, scales and mins counted
@@ -48,6 +50,7 @@ struct SummaryInput {
 // kFailedPrecondition: a lossy codec whose divergence is exactly 0 everywhere was bypassed.
 absl::StatusOr<Summary> Summarize(const SummaryInput& input);
 
+nlohmann::json ToJson(const Interval& interval);
 nlohmann::json ToJson(const Summary& summary);
 
 }  // namespace kvferry::bench

@@ -50,6 +50,16 @@ TEST(CompareTest, ANarrowLeadIsNotSure) {
   EXPECT_FALSE(one.sure);
 }
 
+TEST(CompareTest, TheFiveLikeliestOfBoth) {
+  const std::vector<float> exact = {9, 8, 7, 6, 5, 4, 3};
+  EXPECT_EQ(Compare(exact, exact, 0).top5, 5);
+  EXPECT_EQ(Compare(exact, std::vector<float>{1, 2, 3, 4, 5, 6, 7}, 0).top5, 3);
+  EXPECT_EQ(Compare(exact, std::vector<float>{5, 9, 6, 8, 7, 1, 1}, 0).top5, 5);
+  // Of equal ones the first are taken.
+  EXPECT_EQ(Compare(exact, std::vector<float>(7, 1), 0).top5, 5);
+  EXPECT_EQ(Compare(std::vector<float>{1, 2}, std::vector<float>{2, 1}, 0).top5, 2);
+}
+
 TEST(CompareTest, WhatIsNoNumberGivesNone) {
   const std::vector<float> exact = {1, 2};
   const float nan = std::numeric_limits<float>::quiet_NaN();

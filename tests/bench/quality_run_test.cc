@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/quality/host_device.h"
 #include "bench/quality/passkey.h"
 #include "bench/quality/prompt.h"
 #include "bench/quality/quality.h"
@@ -30,13 +31,12 @@ class QualityRunTest : public ::testing::Test {
   static void SetUpTestSuite() {
     const model::TempFolder folder;
     const TinyModelFolder files(folder.path());
-    model_ = model::Model::Load({.path = folder.path(), .threads = 2}).value().release();
-    backend_ = codec::CreateCpuBackend({.threads = 2}).value().release();
+    device_ = HostDevice::Create(model::Model::Load({.path = folder.path(), .threads = 2}).value(),
+                                 codec::CreateCpuBackend({.threads = 2}).value())
+                  .value()
+                  .release();
   }
-  static void TearDownTestSuite() {
-    delete model_;
-    delete backend_;
-  }
+  static void TearDownTestSuite() { delete device_; }
 
   QualityRunTest() {
     std::mt19937_64 random(5);
@@ -55,20 +55,18 @@ class QualityRunTest : public ::testing::Test {
 
   absl::StatusOr<QualityResult> Run(const std::string& codecs) {
     options_.codecs = ParseCodecs(codecs).value();
-    return RunQuality(options_, *model_, *backend_, text_,
+    return RunQuality(options_, *device_, text_,
                       [this](std::string_view what, int, int) { seen_.emplace_back(what); });
   }
 
-  static model::Model* model_;
-  static codec::Backend* backend_;
+  static HostDevice* device_;
   const model::TempFolder folder_;
   Text text_;
   QualityOptions options_;
   std::vector<std::string> seen_;  // what progress has named
 };
 
-model::Model* QualityRunTest::model_ = nullptr;
-codec::Backend* QualityRunTest::backend_ = nullptr;
+HostDevice* QualityRunTest::device_ = nullptr;
 
 TEST_F(QualityRunTest, FewerBitsAreFartherFromTheExactModel) {
   const auto result = Run("kivi-4,kivi-2,int8,kivi-2:sinks=0");
@@ -96,6 +94,69 @@ TEST_F(QualityRunTest, FewerBitsAreFartherFromTheExactModel) {
   }
   EXPECT_EQ(kivi4.greedy_tokens, 11);
   EXPECT_EQ(fp16.greedy_prefix, 11);
+  // Along its own answers, not the text, a codec of fewer bits is farther off as well.
+  EXPECT_LT(fp16.trajectory_kl.value, 1e-5);
+  EXPECT_GT(kivi4.trajectory_kl.value, 2 * fp16.trajectory_kl.value);
+  EXPECT_GT(kivi2.trajectory_kl.value, 2 * kivi4.trajectory_kl.value);
+  EXPECT_GT(fp16.top5, 0.99);
+  EXPECT_GT(kivi4.top5, kivi2.top5);
+}
+
+TEST_F(QualityRunTest, GreedyAndProbeCanBeLeftOut) {
+  const auto all = Run("kivi-2");
+  ASSERT_TRUE(all.ok()) << all.status();
+  options_.measure.greedy_tokens = options_.measure.probe_tokens = 0;
+  options_.state = (folder_ / "other.jsonl").string();
+  const auto bare = Run("kivi-2");
+  ASSERT_TRUE(bare.ok()) << bare.status();
+  EXPECT_EQ(bare->rows[1].kl.value, all->rows[1].kl.value);
+  EXPECT_EQ(bare->rows[1].greedy_tokens, 0);
+  EXPECT_EQ(bare->rows[1].trajectory_kl.value, 0);
+  EXPECT_TRUE(bare->rows[1].attention_error.empty());
+}
+
+// A device whose attention has one kind of blocks less.
+class NarrowDevice final : public Device {
+ public:
+  explicit NarrowDevice(Device& whole) : whole_(whole) {}
+
+  const std::string& name() const override { return whole_.name(); }
+  model::Model& model() const override { return whole_.model(); }
+  const codec::Quantizer& quantizer() const override { return whole_.quantizer(); }
+  std::span<std::byte> slot() const override { return whole_.slot(); }
+  absl::Status WaitForPrefill() override { return whole_.WaitForPrefill(); }
+  std::string torch_device() const override { return whole_.torch_device(); }
+  void* stream() const override { return whole_.stream(); }
+  absl::Status Supports(const codec::BlockSpec& spec) const override {
+    if (spec.kind == codec::BlockKind::kLut) return absl::UnimplementedError("no tables here");
+    return whole_.Supports(spec);
+  }
+  absl::StatusOr<std::unique_ptr<decode::CacheMemory>> MakeMemory(int sequences) override {
+    return whole_.MakeMemory(sequences);
+  }
+  absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(const decode::CacheStore& store,
+                                                                 int sequences) override {
+    return whole_.MakeRunner(store, sequences);
+  }
+  absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch& exact,
+                                                            CacheBatch& lossy) override {
+    return whole_.MakeProbe(exact, lossy);
+  }
+
+ private:
+  Device& whole_;
+};
+
+TEST_F(QualityRunTest, WhatTheDeviceDoesNotHaveIsReportedAndLeftOut) {
+  NarrowDevice narrow(*device_);
+  options_.codecs = ParseCodecs("lm3,kivi-2").value();
+  const auto result = RunQuality(options_, narrow, text_, [](std::string_view, int, int) {});
+  ASSERT_TRUE(result.ok()) << result.status();
+  ASSERT_EQ(result->skipped.size(), 1u);
+  EXPECT_EQ(result->skipped[0].codec, "lm3");
+  EXPECT_EQ(result->skipped[0].why, "no tables here");
+  ASSERT_EQ(result->rows.size(), 2u);
+  EXPECT_EQ(result->rows[1].codec.name, "kivi-2");
 }
 
 TEST_F(QualityRunTest, TablesOfMoreLevelsAreCloserAndNoWindowIsNeeded) {
@@ -175,7 +236,7 @@ TEST_F(QualityRunTest, ACodecIsAskedForTheKeysThatTheExactModelFinds) {
     Passkey& passkey = passkeys.emplace_back();
     passkey.depth = i % kPasskeyDepths.size();
     passkey.prompt.assign(text_.tokens.begin() + 200 * i, text_.tokens.begin() + 200 * (i + 1));
-    const auto prompt = PrefillPrompt(*model_, passkey.prompt, codec::Raw16::kFp16, 210);
+    const auto prompt = PrefillPrompt(device_->model(), passkey.prompt, codec::Raw16::kFp16, 210);
     ASSERT_TRUE(prompt.ok()) << prompt.status();
     const auto answer = ContinueGreedily(*prompt->session, 10).value();
     for (const std::int32_t token : answer) {
@@ -184,8 +245,7 @@ TEST_F(QualityRunTest, ACodecIsAskedForTheKeysThatTheExactModelFinds) {
   }
   passkeys.back().key = "not in 96 letters";
   const auto codecs = ParseCodecs("fp16,bf16,kivi-2:recent=0,sinks=0").value();
-  const auto result = RunPasskeys({.model = *model_,
-                                   .backend = *backend_,
+  const auto result = RunPasskeys({.device = *device_,
                                    .tokenizer = tokenizer,
                                    .codecs = codecs,
                                    .passkeys = passkeys,

@@ -16,8 +16,10 @@ Record MakeRecord(std::vector<double> nll, std::vector<double> kl) {
           .agree = 1,
           .sure = 1,
           .sure_agree = 1,
+          .top5 = 8,
           .greedy_tokens = 9,
           .greedy_prefix = 4,
+          .trajectory_kl = {0.25, 0.75},
           .attention_error = {0.1, 0.3},
           .wire_bytes = 1280,
           .resident_bytes = 4096,
@@ -47,7 +49,9 @@ TEST(SummaryTest, ValuesByHand) {
   EXPECT_EQ(summary->kl_max, 1.25);
   EXPECT_EQ(summary->agreement, 0.5);
   EXPECT_EQ(summary->sure_agreement, 1);
+  EXPECT_EQ(summary->top5, 0.8);
   EXPECT_EQ(summary->greedy_prefix, 4);
+  EXPECT_EQ(summary->trajectory_kl.value, 0.5);
   EXPECT_DOUBLE_EQ(summary->mean_attention_error(), 0.2);
   EXPECT_EQ(summary->wire_bytes_per_token, 128);
   EXPECT_EQ(summary->resident_bytes_per_token, 256);

@@ -15,17 +15,19 @@
 #include "bench/quality/output.h"
 #include "bench/quality/passkey.h"
 #include "bench/quality/quality.h"
+#include "bench/quality/report.h"
 #include "bench/report.h"
 #include "cli/output.h"
 #include "common/restart.h"
 #include "common/status_macros.h"
+#include "kvcodec/cpu/cpu_backend.h"
 
 namespace kvferry::bench {
 namespace {
 
 struct Flags {
   std::string model, codecs, out, device = "cpu", compute = "fp32";
-  std::vector<std::string> text;
+  std::vector<std::string> text, report;
   bool sanity = false;
   int threads = 0, passkeys = 0;
   cli::OutputFormat output = cli::OutputFormat::kTable;
@@ -79,6 +81,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
                  "also hide so many keys at each of 5 depths of a prompt, and ask for them")
       ->capture_default_str()
       ->check(CLI::Range(0, 1000));
+  app.add_option("--report", flags.report,
+                 "instead: where the information is, one factor at a time, by plain LibTorch "
+                 "attention; \"all\" or groups of rows, separated by commas")
+      ->delimiter(',');
   app.add_option("--seed", flags.options.seed, "of the bootstrap and the keys")
       ->capture_default_str();
   app.add_option("--state", flags.options.state,
@@ -90,6 +96,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   kvferry bench quality --model m.gguf --text a.txt --codecs kivi-4,kivi-2:sinks=0,recent=128 --passages 2 --output json
 
   kvferry bench quality --model m.gguf --text a.txt --device cuda:0
+  kvferry bench quality --model m.gguf --text a.txt --report layers,levels --passages 4 --state report.jsonl
 
 Memory: batch * (decode + greedy tokens) * vocabulary * 4 bytes of logits on the host, and the prompts' K and V.
 Codecs that the device does not have are reported and left out.
@@ -184,7 +191,7 @@ struct Bench {
   const Measure::Progress& progress;
 };
 
-// Fills `report` and gives the text for people.
+// Each fills `report` and gives the text for people.
 absl::StatusOr<std::string> MeasureCodecs(const Bench& bench, nlohmann::json& report) {
   KVF_ASSIGN_OR_RETURN(const QualityResult result,
                        RunQuality(bench.flags.options, bench.device, bench.text, bench.progress));
@@ -196,6 +203,24 @@ absl::StatusOr<std::string> MeasureCodecs(const Bench& bench, nlohmann::json& re
       AskForKeys(bench.flags, result, bench.text, bench.tokenizer, bench.device, bench.progress));
   report["passkeys"] = ToJson(passkeys);
   return text + "\n" + FormatPasskeys(passkeys);
+}
+
+absl::StatusOr<std::string> MeasureReport(const Bench& bench, nlohmann::json& report) {
+  const QualityOptions& options = bench.flags.options;
+  std::vector<std::string> groups = bench.flags.report;
+  if (groups == std::vector<std::string>{"all"}) groups.clear();
+  KVF_ASSIGN_OR_RETURN(const auto backend,
+                       codec::CreateCpuBackend({.threads = Threads(bench.flags)}));
+  KVF_ASSIGN_OR_RETURN(const ReportResult result,
+                       RunReport({.state = options.state,
+                                  .groups = groups,
+                                  .measure = options.measure,
+                                  .passages = options.passages,
+                                  .seed = options.seed},
+                                 bench.device, *backend, bench.text, bench.progress));
+  report["device"] = bench.device.name();
+  report["report"] = ToJson(result);
+  return FormatReport(result);
 }
 
 absl::Status Run(Flags& flags, nlohmann::json report) {
@@ -214,7 +239,9 @@ absl::Status Run(Flags& flags, nlohmann::json report) {
   };
   report["setup"] = Setup(flags, device->geometry(), text);
   const Bench bench = {flags, *tokenizer, text, *device, progress};
-  KVF_ASSIGN_OR_RETURN(const std::string found, MeasureCodecs(bench, report));
+  KVF_ASSIGN_OR_RETURN(const std::string found, flags.report.empty()
+                                                    ? MeasureCodecs(bench, report)
+                                                    : MeasureReport(bench, report));
   line.End();
   std::cout << (flags.output == cli::OutputFormat::kJson ? report.dump(2) + "\n" : found);
   return WriteReport(report, flags.out);

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Writes docs/quality.md and its plots from bench/results/quality.json and, where it is there, quality_tables.json beside it (the
-same bench over the same passages, of codecs with a scale per token): every number there comes from these files.
+"""Writes docs/quality.md and its plots from bench/results/quality.json and those of these that are beside it, of the same bench:
+quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
+quality_tables.json (codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
 """
@@ -29,7 +30,10 @@ cache, and windows are flushed as on a decode worker. The first of them follows 
 - Brackets are 95 % intervals of a block bootstrap over stretches of {stretch} positions, seed {seed}.
 - **bits** per K or V value after the last token, with scales, sinks and window: counted in the buffers, and equal to the formula.
 - **top-1**: the likeliest token is the exact model's; **sure**: the same where the exact model leads by more than 0.1 nat.
+- **top-5**: share of the exact model's five likeliest tokens that are among the codec's five.
 - **greedy**: tokens until a greedy answer differs from the exact model's, median over passages, of {greedy}.
+- **own answers**: mean KL along the codec's own greedy answers, at the tokens that it has chosen itself: teacher forcing leads it back
+  to the text after every error, this does not.
 - **attention**: |o - o'| / |o| of the attention output at the exact run's queries, mean over layers, first {probe} decode tokens.
 
 A lossy codec that changes no bit of the logits against an exact cache with the same window fails the run. An instruct model's
@@ -39,6 +43,7 @@ perplexity of raw text is high, and a small model loses more at 2 bits than a la
 # Statements of the literature, as pairs of rows: the first is to have the lower divergence.
 CHECKS = [
     ("keys need their bits more than values: K4V2 beats K2V4", "kivi-k4v2", "kivi-2:v_bits=4"),
+    ("the same in groups of 64", "kivi-2-g64:k_bits=4", "kivi-2-g64:v_bits=4"),
     ("4 bits beat 2", "kivi-4", "kivi-2"),
     ("1 sink beats none", "kivi-2:sinks=1", "kivi-2:sinks=0"),
     ("4 sinks beat 1", "kivi-2", "kivi-2:sinks=1"),
@@ -144,18 +149,46 @@ def plot(path, title, y_title, points):
     path.write_text("\n".join(out) + "\n", encoding="utf-8")
 
 
+def machine_of(report):
+    machine = report["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} cores"
+    device = report.get("device", "cpu")
+    return where if device == "cpu" else f"one {device} ({where})"
+
+
+def about(report):
+    return f"`{report['command']}`, {report['date'][:10]}, commit {report['commit']}, {machine_of(report)}."
+
+
+# Of a table's columns: title, and the cell of a row, or None where its run has not measured it.
+COLUMNS = [
+    ("codec", lambda r: f"`{r['codec']}`"),
+    ("bits", lambda r: up(r["resident_bits_per_value"], 2)),
+    ("wire B/token", lambda r: up(r["wire_bytes_per_token"], 0)),
+    ("resident B/token", lambda r: up(r["resident_bytes_per_token"], 0)),
+    ("perplexity", lambda r: up(r["perplexity"]["value"], 3)),
+    ("ratio", lambda r: interval(r["perplexity_ratio"], lambda v: up(v, 4))),
+    ("KL, mean", lambda r: interval(r["kl"], up3)),
+    ("KL, p99", lambda r: up3(r["kl_p99"])),
+    ("KL, max", lambda r: up3(r["kl_max"])),
+    ("top-1 %", lambda r: down(100 * r["top1_agreement"], 2)),
+    ("sure %", lambda r: down(100 * r["top1_agreement_where_sure"], 2)),
+    ("top-5 %", lambda r: down(100 * r["top5_overlap"], 2) if "top5_overlap" in r else None),
+    ("greedy", lambda r: f"{r['greedy_prefix_median']:.0f}" if r["greedy_tokens"] else None),
+    ("own answers", lambda r: up3(r["trajectory_kl"]["value"]) if r["greedy_tokens"] and "trajectory_kl" in r else None),
+    ("attention", lambda r: up(r["attention_error_mean"], 4) if r["attention_error"] else None),
+]
+
+
 def table(report):
-    text = (
-        "| codec | bits | wire B/token | resident B/token | perplexity | ratio | KL, mean | KL, p99 | KL, max | top-1 % | sure % | greedy | attention |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n"
-    )
+    shown = [(title, cell) for title, cell in COLUMNS if cell(report["codecs"][0]) is not None]
+    text = "| " + " | ".join(title for title, _ in shown) + " |\n" + "|---" * len(shown) + "|\n"
     for row in report["codecs"]:
-        text += (
-            f"| `{row['codec']}` | {up(row['resident_bits_per_value'], 2)} | {up(row['wire_bytes_per_token'], 0)} | {up(row['resident_bytes_per_token'], 0)} "
-            f"| {up(row['perplexity']['value'], 3)} | {interval(row['perplexity_ratio'], lambda v: up(v, 4))} | {interval(row['kl'], up3)} "
-            f"| {up3(row['kl_p99'])} | {up3(row['kl_max'])} | {down(100 * row['top1_agreement'], 2)} | {down(100 * row['top1_agreement_where_sure'], 2)} "
-            f"| {row['greedy_prefix_median']:.0f} | {up(row['attention_error_mean'], 4)} |\n"
-        )
+        text += "| " + " | ".join(cell(row) for _, cell in shown) + " |\n"
+    missing = report.get("not_on_this_device", [])
+    if missing:
+        text += "\nNot on this device: " + ", ".join(f"`{row['codec']}`" for row in missing) + "."
+        text += " The last section has them by simulation.\n"
     return text
 
 
@@ -196,7 +229,7 @@ def passkeys(report):
 
 
 def layers(report):
-    lossy = [row for row in report["codecs"] if row["lossy"] and ":" not in row["codec"]]
+    lossy = [row for row in report["codecs"] if row["lossy"] and ":" not in row["codec"] and row["attention_error"]]
     if not lossy:
         return ""
     text = "\n## Attention error by layer\n\n| layer | " + " | ".join(f"`{row['codec']}`" for row in lossy) + " |\n"
@@ -208,11 +241,8 @@ def layers(report):
 
 def per_token(report):
     """A run of its own, of codecs with one scale per token and head."""
-    machine = report["machine"]
     return (
-        "\n## One scale per token\n\n"
-        f"`{report['command']}`, {report['date'][:10]}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores. "
-        "The same passages and positions.\n\n"
+        "\n## One scale per token\n\n" + about(report) + " The same passages and positions.\n\n"
         + table(report)
         + "\nKeys have a few channels that are many times as large as the others (KIVI, arXiv 2402.02750). The largest magnitude as scale "
         "(`nqkv-nf4`, `nf3`) leaves the others few levels; the root mean square (`lm3`, `lm2`), best for a normal distribution, cuts "
@@ -220,8 +250,166 @@ def per_token(report):
     )
 
 
-def render(report, tables, folder):
-    setup, machine = report["setup"], report["machine"]
+def passages_of(report):
+    setup = report["setup"]
+    return (
+        f"{setup['passages']} passages of {setup['prompt_tokens']} + {setup['decode_tokens']} tokens, evenly spread over `{setup['text']}` "
+        f"(CRC32C {setup['text_crc32c']}, {setup['text_tokens']:,} tokens)"
+    )
+
+
+def other(title, report):
+    """The same bench over another text or other sizes."""
+    exact = report["exact_perplexity"]
+    return (
+        f"\n## {title}\n\n{about(report)}\n\n{passages_of(report)}: {report['codecs'][0]['positions']:,} positions. "
+        f"Perplexity of the exact model: {interval(exact, lambda v: up(v, 3))}.\n\n" + table(report)
+    )
+
+
+# Groups of the report: title, and what to know.
+REPORT_GROUPS = {
+    "production": ("Codecs by their bytes", "The CPU backend's bytes, read back and attended on by plain LibTorch: to be the rows of the tables above."),
+    "rules": ("The papers' own rules", "KIVI's window (keys 128 at once, values one by one, no sinks) and NQKV's blocks of 256 values across heads, beside ours."),
+    "keys_values": ("Keys against values", "KIVI's codes, groups of 32."),
+    "axes": ("Axes of the scales", "Keys have channels that stay large, values do not."),
+    "sinks": ("Sinks", ""),
+    "window": ("Newest tokens in 16 bits", ""),
+    "groups": ("Sizes of groups", ""),
+    "levels": ("Levels", "Uniform from the smallest to the largest value; uniform over the range of least squared error; those of a normal distribution."),
+    "means": ("Channel means of a block", "Taken out of keys and kept in 16 bits, then one scale per token."),
+    "rotation": ("Walsh-Hadamard rotation", "Of the channels of a head, before the scales."),
+    "scales": ("Bits of the scales", ""),
+    "outliers": ("Outliers kept exact", "Those of each block that are farthest from their channel's mean, 32 bits each."),
+    "rope": ("Keys before RoPE", ""),
+}
+
+
+def at_equal_bits(rows):
+    """What min-max codes in groups of 32 lose at so many bits: log KL, straight between and beyond the measured points."""
+    base = sorted((r["bits"], math.log(r["kl"]["value"])) for r in rows if r["group"] == "keys_values" and r["name"] in ("K2V2", "K3V3", "K4V4", "K8V8"))
+    if len(base) < 2:
+        return None
+
+    def kl(bits):
+        at = max(1, min(len(base) - 1, sum(1 for b, _ in base if b < bits)))
+        (b0, k0), (b1, k1) = base[at - 1], base[at]
+        return math.exp(k0 + (k1 - k0) * (bits - b0) / (b1 - b0))
+
+    return kl
+
+
+def report_rows(rows, group, base):
+    title, note = REPORT_GROUPS[group]
+    text = f"\n### {title}\n\n" + (note + "\n\n" if note else "")
+    text += "| | bits | KL, mean | times min-max at equal bits | perplexity ratio | top-1 % |\n|---|---|---|---|---|---|\n"
+    for row in rows:
+        if row["group"] != group:
+            continue
+        times = up3_plain(row["kl"]["value"] / base(row["bits"])) if base and row["bits"] < 15 else ""
+        text += f"| {row['name']} | {up(row['bits'], 2)} | {interval(row['kl'], up3)} | {times} | {up(row['perplexity_ratio']['value'], 4)} | {down(100 * row['top1_agreement'], 2)} |\n"
+    return text
+
+
+def up3_plain(value):
+    return up(value, 2 if value < 10 else 1)
+
+
+def sensitivity(rows, folder, name):
+    """One layer, or one KV head, at 2 bits, everything else exact."""
+    parts = ["K and V", "K", "V"]
+    by_layer = {}
+    for row in rows:
+        if row["group"] == "layers":
+            by_layer.setdefault(row["layer"], {})[row["name"].split(", ")[1]] = row["kl"]["value"]
+        elif row["group"] == "heads":
+            by_layer.setdefault(row["layer"], {})[f"head {row['head']}"] = row["kl"]["value"]
+    if not by_layer:
+        return ""
+    heads = sorted({key for cells in by_layer.values() for key in cells if key.startswith("head")})
+    columns = [c for c in parts + heads if any(c in cells for cells in by_layer.values())]
+    text = "\n### Layer by layer\n\nMean KL with this layer alone at 2 bits (KIVI, groups of 32), K and V of it, one of the two, or one KV head.\n\n"
+    drawn = [c for c in parts if c in columns]
+    if drawn:
+        bars(folder / "quality_layers.svg", f"{name}: one layer at 2 bits", by_layer, drawn)
+        text += "![Mean KL with one layer at 2 bits](quality_layers.svg)\n\n"
+    text += "| layer | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|\n"
+    for layer in sorted(by_layer):
+        text += f"| {layer} | " + " | ".join(up3(by_layer[layer][c]) if c in by_layer[layer] else "" for c in columns) + " |\n"
+    return text
+
+
+def bars(path, title, by_layer, parts):
+    """Bars of every layer on a logarithmic scale."""
+    width, height, left, right, top, bottom = 860, 360, 80, 30, 44, 56
+    colours = {"K and V": "#475569", "K": "#1d4ed8", "V": "#c2410c"}
+    values = [cells[p] for cells in by_layer.values() for p in parts if p in cells]
+    low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)) + 1e-9)
+    y = Axis(low, high, height - bottom, top)
+    step = (width - left - right) / len(by_layer)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{left}" y="24" font-size="15" font-weight="bold" fill="#222222">{escape(title)}</text>',
+    ]
+    for exponent in range(round(math.log10(low)), round(math.log10(high)) + 1):
+        at = y.at(10.0**exponent)
+        out.append(f'<line x1="{left}" y1="{at:.1f}" x2="{width - right}" y2="{at:.1f}" stroke="#e4e4e4"/>')
+        out.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end" fill="#444444">{10.0**exponent:g}</text>')
+    bar = step * 0.8 / len(parts)
+    for i, layer in enumerate(sorted(by_layer)):
+        x = left + i * step
+        for j, part in enumerate(parts):
+            if part not in by_layer[layer]:
+                continue
+            at = y.at(by_layer[layer][part])
+            out.append(
+                f'<rect x="{x + step * 0.1 + j * bar:.1f}" y="{at:.1f}" width="{bar:.1f}" height="{height - bottom - at:.1f}" fill="{colours[part]}">'
+                f"<title>layer {layer}, {part}: {by_layer[layer][part]:.3g}</title></rect>"
+            )
+        out.append(f'<text x="{x + step / 2:.1f}" y="{height - bottom + 16}" text-anchor="middle" fill="#444444" font-size="10">{layer}</text>')
+    for j, part in enumerate(parts):
+        at = width - right - 90 * (len(parts) - j)
+        out.append(f'<rect x="{at}" y="14" width="12" height="12" fill="{colours[part]}"/><text x="{at + 17}" y="24" fill="#222222">{part}</text>')
+    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 14}" text-anchor="middle" fill="#222222">layer</text>')
+    out.append(f'<text transform="translate(20 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle" fill="#222222">mean KL, nats</text>')
+    out.append("</svg>")
+    path.write_text("\n".join(out) + "\n", encoding="utf-8")
+
+
+def correlations(layers):
+    """Of the channels of a head, by layer."""
+    text = (
+        "\n### Channels that hang together\n\nOf the prompts' K and V, mean over heads: |correlation| of two channels of a head, and the bits per value that the "
+        "best linear transform of the head would save a quantizer of normal values.\n\n"
+        "| layer | K before RoPE | K | V | bits, K before RoPE | bits, K | bits, V |\n|---|---|---|---|---|---|---|\n"
+    )
+    kinds = ("keys_before_rope", "keys", "values")
+    for i, layer in enumerate(layers):
+        text += f"| {i} | " + " | ".join(f"{layer[k]['mean']:.3f}" for k in kinds) + " | " + " | ".join(f"{layer[k]['gain_bits']:.2f}" for k in kinds) + " |\n"
+    means = [[sum(layer[k][f] for layer in layers) / len(layers) for k in kinds] for f in ("mean", "gain_bits")]
+    return text + "| mean | " + " | ".join(f"{v:.3f}" for v in means[0]) + " | " + " | ".join(f"{v:.2f}" for v in means[1]) + " |\n"
+
+
+def information(report, folder):
+    rows = report["report"]["rows"]
+    positions = rows[0]["positions"]
+    text = (
+        f"\n## Where the information is\n\n{about(report)}\n\n{passages_of(report)}: {positions:,} positions.\n\n"
+        "One factor is changed at a time, of KIVI's codes in our blocks: K per channel, V per token, groups of 32, 4 sinks, 128 recent tokens. "
+        "The codes are made and read by plain LibTorch from the papers' formulas, and attended on by plain LibTorch: all tokens after the prompt in one "
+        "step of the model, each query over those keys and values as codes that were codes when it came. Bits count scales, means, outliers, sinks and window.\n"
+    )
+    base = at_equal_bits(rows)
+    for group in REPORT_GROUPS:
+        if any(row["group"] == group for row in rows):
+            text += report_rows(rows, group, base)
+    return text + sensitivity(rows, folder, report["setup"]["model"]) + correlations(report["report"]["correlations"])
+
+
+def render(report, beside, folder):
+    """beside: the other reports by what their files are called after quality_."""
+    setup = report["setup"]
     rows = {row["codec"]: row for row in report["codecs"]}
     any_row = report["codecs"][0]
     text = HEAD.format(
@@ -235,7 +423,7 @@ def render(report, tables, folder):
     )
     exact = report["exact_perplexity"]
     text += (
-        f"\n## {setup['model']}\n\n`{report['command']}`, {report['date'][:10]}, commit {report['commit']}, {machine['cpu']}, {machine['cores']} cores.\n\n"
+        f"\n## {setup['model']}\n\n{about(report)}\n\n"
         f"{setup['passages']} passages, evenly spread over `{setup['text']}` (CRC32C {setup['text_crc32c']}, {setup['text_tokens']:,} tokens): "
         f"{any_row['positions']:,} positions, measured in {math.ceil(report['seconds'] / 60)} minutes. "
         f"Perplexity of the exact model: {interval(exact, lambda v: up(v, 3))}.\n\n"
@@ -253,16 +441,26 @@ def render(report, tables, folder):
     if lowest:
         text += " Rows that lose less than a part in 100,000, or gain by chance, stand on the bottom line of the second plot: "
         text += ", ".join(f"`{name}`" for name in lowest) + "."
-    text += "\n" + checks(rows) + (per_token(tables) if tables else "") + passkeys(report) + layers(report)
+    text += "\n" + checks(rows)
+    if "python" in beside:
+        text += other("Another domain: Python sources", beside["python"])
+    if "long" in beside:
+        text += other("Longer prompts", beside["long"])
+    text += (per_token(beside["tables"]) if "tables" in beside else "") + passkeys(report) + layers(report)
+    if "report" in beside:
+        text += information(beside["report"], folder)
     (folder / "quality.md").write_text(text, encoding="utf-8")
 
 
 def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
-    beside = source.with_name("quality_tables.json")
-    tables = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
-    render(json.loads(source.read_text(encoding="utf-8")), tables, folder)
+    beside = {}
+    for name in ("python", "long", "tables", "report"):
+        path = source.with_name(f"quality_{name}.json")
+        if path.exists():
+            beside[name] = json.loads(path.read_text(encoding="utf-8"))
+    render(json.loads(source.read_text(encoding="utf-8")), beside, folder)
 
 
 if __name__ == "__main__":

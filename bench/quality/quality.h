@@ -16,7 +16,7 @@ namespace kvferry::bench {
 
 // The text that a run scores, as the model's tokenizer has it.
 struct Text {
-  std::string name;  // of the last file or folder
+  std::string name;  // of files and folders, without their paths
   std::vector<std::int32_t> tokens;
   std::string check;  // CRC32C of the bytes
 };

@@ -48,7 +48,7 @@ absl::StatusOr<Text> ReadText(std::span<const std::string> paths,
       bytes.append(std::istreambuf_iterator<char>(file), {});
     }
     const fs::path last = path.ends_with('/') ? fs::path(path).parent_path() : fs::path(path);
-    text.name = last.filename().string();
+    absl::StrAppend(&text.name, text.name.empty() ? "" : ", ", last.filename().string());
   }
   text.check = absl::StrFormat("%08x", Crc32c(std::as_bytes(std::span(bytes))));
   KVF_ASSIGN_OR_RETURN(text.tokens, tokenizer.Encode(bytes, /*parse_special=*/false));

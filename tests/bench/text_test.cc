@@ -36,7 +36,7 @@ TEST_F(TextTest, FilesFollowEachOtherAsTheyAreGiven) {
   ASSERT_TRUE(text.ok()) << text.status();
   EXPECT_EQ(Letters(*text), "123456789");
   EXPECT_EQ(text->check, "e3069283");  // of these digits, RFC 3720
-  EXPECT_EQ(text->name, "b.txt");
+  EXPECT_EQ(text->name, "a.txt, b.txt");
 }
 
 TEST_F(TextTest, OfAFolderThePythonSourcesByPath) {

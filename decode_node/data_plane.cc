@@ -15,12 +15,6 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
                                                              CacheStore& store,
                                                              const TransportFactory& factory,
                                                              const Clock& clock, Metrics& metrics) {
-  if (options.slots < kMinCredits || options.slot_bytes == 0 || options.slot_bytes % 4096 != 0 ||
-      options.slot_bytes > UINT32_MAX) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "landing slots: ", options.slots, " of ", options.slot_bytes, " bytes; at least ",
-        kMinCredits, " of a multiple of 4096 below 4 GiB are needed"));
-  }
   std::unique_ptr<DataPlane> plane(new DataPlane(options, store, clock, metrics));
   if (options.adopter_thread) plane->adopter_ = std::make_unique<SerialWorker>();
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
@@ -29,22 +23,18 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
 }
 
 absl::Status DataPlane::MakeRings() {
-  absl::MutexLock lock(&mutex_);
-  for (const transport::Path& path : transport_->paths()) {
-    const auto same = [&](const Ring& ring) { return ring.memory == path.memory; };
-    if (std::any_of(rings_.begin(), rings_.end(), same)) continue;
-    KVF_ASSIGN_OR_RETURN(std::unique_ptr<transport::Region> region,
-                         transport_->Allocate(options_.slot_bytes * options_.slots, path.memory));
-    std::unique_ptr<CacheMemory::Pin> pin;
-    if (path.memory == transport::MemoryKind::kHost) {
-      KVF_ASSIGN_OR_RETURN(pin, store_.memory().PinLanding(region->bytes()));
-    }
-    const auto first = static_cast<std::uint32_t>(rings_.size()) * options_.slots;
-    rings_.push_back({.memory = path.memory, .region = std::move(region), .pin = std::move(pin)});
-    std::vector<std::uint32_t>& free = free_slots_.emplace_back();
-    for (std::uint32_t slot = options_.slots; slot > 0; --slot) free.push_back(first + slot - 1);
+  KVF_ASSIGN_OR_RETURN(rings_,
+                       transport::SlotRings::Create(*transport_, {.name = "landing slots",
+                                                                  .slot_bytes = options_.slot_bytes,
+                                                                  .slots = options_.slots,
+                                                                  .least_slots = kMinCredits}));
+  const std::span<std::byte> host = rings_->ring(transport::MemoryKind::kHost);
+  if (!host.empty()) {
+    KVF_ASSIGN_OR_RETURN(pin_, store_.memory().PinLanding(host));
   }
-  landing_.resize(rings_.size() * options_.slots);
+  absl::MutexLock lock(&mutex_);
+  free_slots_ = transport::FreeSlots(*rings_);
+  landing_.resize(rings_->slots());
   return absl::OkStatus();
 }
 
@@ -276,9 +266,7 @@ std::vector<TransferSnapshot> DataPlane::Transfers() const {
 
 std::uint32_t DataPlane::free_slots() const {
   absl::MutexLock lock(&mutex_);
-  std::size_t free = 0;
-  for (const std::vector<std::uint32_t>& ring : free_slots_) free += ring.size();
-  return static_cast<std::uint32_t>(free);
+  return free_slots_.count();
 }
 
 bool DataPlane::WaitIdle(absl::Duration limit) const {
@@ -297,17 +285,6 @@ const DataPlane::Peer* DataPlane::FindPeer(PeerHandle handle) const {
 DataPlane::Transfer* DataPlane::Find(const TransferId& id) {
   const auto entry = transfers_.find(id);
   return entry == transfers_.end() ? nullptr : entry->second.get();
-}
-
-std::span<std::byte> DataPlane::SlotBytes(std::uint32_t slot) const {
-  return rings_[slot / options_.slots].region->bytes().subspan(
-      slot % options_.slots * options_.slot_bytes, options_.slot_bytes);
-}
-
-std::size_t DataPlane::RingOf(const Peer& peer) const {
-  const auto ring = std::find_if(rings_.begin(), rings_.end(),
-                                 [&](const Ring& r) { return r.memory == peer.path.memory; });
-  return static_cast<std::size_t>(ring - rings_.begin());
 }
 
 std::vector<std::string> DataPlane::labels() const {

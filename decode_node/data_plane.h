@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -25,6 +26,7 @@
 #include "decode_node/admission.h"
 #include "decode_node/block_receiver.h"
 #include "decode_node/cache_store.h"
+#include "transport/slot_ring.h"
 #include "transport/transport.h"
 #include "transport/wire.h"
 
@@ -137,7 +139,7 @@ class DataPlane final : private transport::MessageSink {
   bool draining() const;
   std::vector<TransferSnapshot> Transfers() const;
   std::uint32_t free_slots() const;
-  std::uint32_t slots() const { return static_cast<std::uint32_t>(rings_.size()) * options_.slots; }
+  std::uint32_t slots() const { return rings_->slots(); }
   // Until no transfer is left. False: `limit` passed.
   bool WaitIdle(absl::Duration limit) const;
   // Fails every transfer with kUnavailable and stops the transport. Idempotent.
@@ -163,11 +165,6 @@ class DataPlane final : private transport::MessageSink {
     MonoTime opened;
     std::uint64_t timer = 0;  // the latest one; older ones do nothing
     MonoTime timer_at = absl::InfiniteDuration();
-  };
-  // What a slot of the ring was given to.
-  struct LandingUse {
-    transport::ChunkHeader header;
-    bool busy = false;
   };
   // A transfer that is over: late messages about it are answered, never believed.
   struct Tombstone {
@@ -242,8 +239,6 @@ class DataPlane final : private transport::MessageSink {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Arm(Transfer& transfer, Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(Outbox outbox);
-  std::size_t RingOf(const Peer& peer) const;
-  std::span<std::byte> SlotBytes(std::uint32_t slot) const;
 
   const DataPlaneOptions options_;
   CacheStore& store_;
@@ -262,21 +257,17 @@ class DataPlane final : private transport::MessageSink {
   absl::flat_hash_map<TransferId, std::unique_ptr<Transfer>> transfers_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<TransferId, Tombstone> tombstones_ ABSL_GUARDED_BY(mutex_);
   std::deque<TransferId> tombstone_order_ ABSL_GUARDED_BY(mutex_);  // the newest ones are kept
-  std::vector<LandingUse> landing_ ABSL_GUARDED_BY(mutex_);         // by slot
-  std::vector<std::vector<std::uint32_t>> free_slots_ ABSL_GUARDED_BY(mutex_);  // by ring
+  transport::FreeSlots free_slots_ ABSL_GUARDED_BY(mutex_);
+  // By slot: what one that is taken was given to.
+  std::vector<transport::ChunkHeader> landing_ ABSL_GUARDED_BY(mutex_);
   std::uint32_t free_credits_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<transport::Transport> transport_;
-  // One landing ring for each kind of memory that a path has; ring r has the slots [r * slots, (r +
-  // 1) * slots). Each has a slot for every credit. Fixed after Create.
-  struct Ring {
-    transport::MemoryKind memory{};
-    std::unique_ptr<transport::Region> region;
-    std::unique_ptr<CacheMemory::Pin> pin;  // of host memory
-  };
-  std::vector<Ring> rings_;
+  // Each ring has a slot for every credit. Set and fixed after Create.
+  std::optional<transport::SlotRings> rings_;
+  std::unique_ptr<CacheMemory::Pin> pin_;  // of the ring in host memory; null: there is none
   // Null: chunks are adopted on the progress thread. Stops after the transport.
   std::unique_ptr<SerialWorker> adopter_;
 };

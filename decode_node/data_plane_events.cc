@@ -89,7 +89,7 @@ transport::Landing DataPlane::OnIncoming(PeerHandle from, MessageType type,
     absl::StatusOr<std::uint32_t> slot = absl::InvalidArgumentError("a payload without a chunk");
     if (type == MessageType::kChunk) slot = AcceptChunk(from, header, payload_bytes, outbox);
     if (slot.ok()) {
-      landing = {.slot = SlotBytes(*slot).first(payload_bytes), .cookie = *slot};
+      landing = {.slot = rings_->bytes(*slot).first(payload_bytes), .cookie = *slot};
     } else if (!absl::IsAlreadyExists(slot.status())) {
       refused_messages_.Add();
       Log(LogLevel::kDebug, "chunk_refused", {{"why", slot.status()}});
@@ -115,8 +115,7 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
         AnswerUnknown(*peer, MessageType::kChunk, header.transfer_id, header.epoch, outbox));
     return absl::AlreadyExistsError("a chunk of a transfer that was adopted");
   }
-  std::vector<std::uint32_t>& free = free_slots_[RingOf(*peer)];
-  if (free.empty()) {
+  if (!free_slots_.any(peer->path.memory)) {
     return absl::InternalError("no landing slot is free although all are promised");
   }
   ReceiverActions actions;
@@ -125,9 +124,8 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
   Perform(*transfer, actions, outbox);
   KVF_RETURN_IF_ERROR(status);
   transfer->transport = peer->path.label;
-  const std::uint32_t slot = free.back();
-  free.pop_back();
-  landing_[slot] = {.header = header, .busy = true};
+  const std::uint32_t slot = *free_slots_.Take(peer->path.memory);
+  landing_[slot] = header;
   return slot;
 }
 
@@ -145,11 +143,11 @@ void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
   StoredSequence* sequence = nullptr;
   {
     absl::MutexLock lock(&mutex_);
-    if (slot >= landing_.size() || !landing_[slot].busy) {
+    if (!free_slots_.taken(slot)) {
       Log(LogLevel::kError, "payload_unexpected", {{"slot", slot}});
       return;
     }
-    header = landing_[slot].header;
+    header = landing_[slot];
     // A transfer with a landing chunk is not forgotten, and its sequence not taken from it.
     Transfer* transfer = Find(header.transfer_id);
     if (transfer != nullptr && transfer->receiver.Wants(header.chunk_seq)) {
@@ -158,7 +156,7 @@ void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
   }
   absl::Status checked = status;
   if (status.ok() && sequence != nullptr) {
-    checked = sequence->CopyChunk(header, SlotBytes(slot).first(header.payload_bytes));
+    checked = sequence->CopyChunk(header, rings_->bytes(slot).first(header.payload_bytes));
     if (options_.watch != nullptr && !absl::IsDataLoss(checked)) {
       checked = options_.watch->Explain(checked);
     }
@@ -180,8 +178,7 @@ void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {
       }
     }
     // Free before the sender can learn of it: it may then send into every slot of its credits.
-    landing_[slot].busy = false;
-    free_slots_[slot / options_.slots].push_back(slot);
+    free_slots_.Return(slot);
     if (transfer != nullptr) Perform(*transfer, actions, outbox);
   }
   Deliver(std::move(outbox));

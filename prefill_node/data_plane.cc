@@ -22,17 +22,11 @@ SendSlot::~SendSlot() {
   if (owner_ != nullptr) owner_->ReturnSlot(index_);
 }
 
-std::span<std::byte> SendSlot::bytes() const { return owner_->SlotBytes(index_); }
+std::span<std::byte> SendSlot::bytes() const { return owner_->rings_->bytes(index_); }
 
 absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOptions& options,
                                                              const TransportFactory& factory,
                                                              const Clock& clock, Metrics& metrics) {
-  if (options.slots == 0 || options.slot_bytes == 0 || options.slot_bytes % 4096 != 0 ||
-      options.slot_bytes > UINT32_MAX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("send slots: ", options.slots, " of ", options.slot_bytes,
-                     " bytes; at least 1 of a multiple of 4096 below 4 GiB is needed"));
-  }
   KVF_ASSIGN_OR_RETURN(ChunkDump dump, ChunkDump::Create(options.dump_folder));
   std::unique_ptr<DataPlane> plane(new DataPlane(options, std::move(dump), clock, metrics));
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
@@ -41,21 +35,18 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
 }
 
 absl::Status DataPlane::MakeRings() {
-  absl::MutexLock lock(&mutex_);
   for (const transport::Path& path : transport_->paths()) {
-    const auto same = [&](const Ring& ring) { return ring.memory == path.memory; };
-    if (std::any_of(rings_.begin(), rings_.end(), same)) continue;
     if (path.memory != transport::MemoryKind::kHost && !options_.dump_folder.empty()) {
       return absl::InvalidArgumentError(
           "dump_folder: chunks in device memory cannot be dumped; set transport.memory: \"host\"");
     }
-    KVF_ASSIGN_OR_RETURN(std::unique_ptr<transport::Region> region,
-                         transport_->Allocate(options_.slot_bytes * options_.slots, path.memory));
-    const auto first = static_cast<std::uint32_t>(rings_.size()) * options_.slots;
-    rings_.push_back({.memory = path.memory, .region = std::move(region)});
-    std::vector<std::uint32_t>& free = free_slots_.emplace_back();
-    for (std::uint32_t slot = options_.slots; slot > 0; --slot) free.push_back(first + slot - 1);
   }
+  KVF_ASSIGN_OR_RETURN(rings_,
+                       transport::SlotRings::Create(*transport_, {.name = "send slots",
+                                                                  .slot_bytes = options_.slot_bytes,
+                                                                  .slots = options_.slots}));
+  absl::MutexLock lock(&mutex_);
+  free_slots_ = transport::FreeSlots(*rings_);
   return absl::OkStatus();
 }
 
@@ -168,7 +159,7 @@ absl::StatusOr<SendSlot> DataPlane::AcquireSlot(const TransferId& id) {
     return transfer != nullptr && transfer->sender.cause().ok();
   };
   const auto wake = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !live() || !free_slots_[RingOf(Find(id)->peer)].empty();
+    return !live() || free_slots_.any(Find(id)->peer.path.memory);
   };
   mutex_.Await(absl::Condition(&wake));
   if (!live()) {
@@ -176,33 +167,12 @@ absl::StatusOr<SendSlot> DataPlane::AcquireSlot(const TransferId& id) {
     if (transfer != nullptr) return transfer->sender.cause();
     return absl::AbortedError(absl::StrCat("transfer ", id.ToHex(), " is over"));
   }
-  std::vector<std::uint32_t>& free = free_slots_[RingOf(Find(id)->peer)];
-  const std::uint32_t slot = free.back();
-  free.pop_back();
-  return SendSlot(this, slot);
+  return SendSlot(this, *free_slots_.Take(Find(id)->peer.path.memory));
 }
 
 void DataPlane::ReturnSlot(std::uint32_t slot) {
   absl::MutexLock lock(&mutex_);
-  free_slots_[slot / options_.slots].push_back(slot);
-}
-
-std::span<std::byte> DataPlane::SlotBytes(std::uint32_t slot) const {
-  return rings_[slot / options_.slots].region->bytes().subspan(
-      slot % options_.slots * options_.slot_bytes, options_.slot_bytes);
-}
-
-std::size_t DataPlane::RingOf(const Peer& peer) const {
-  const auto ring = std::find_if(rings_.begin(), rings_.end(),
-                                 [&](const Ring& r) { return r.memory == peer.path.memory; });
-  return static_cast<std::size_t>(ring - rings_.begin());
-}
-
-std::span<std::byte> DataPlane::host_slots() const {
-  for (const Ring& ring : rings_) {
-    if (ring.memory == transport::MemoryKind::kHost) return ring.region->bytes();
-  }
-  return {};
+  free_slots_.Return(slot);
 }
 
 std::vector<std::string> DataPlane::labels() const {
@@ -292,9 +262,7 @@ std::vector<TransferSnapshot> DataPlane::Transfers() const {
 
 std::uint32_t DataPlane::free_slots() const {
   absl::MutexLock lock(&mutex_);
-  std::size_t free = 0;
-  for (const std::vector<std::uint32_t>& ring : free_slots_) free += ring.size();
-  return static_cast<std::uint32_t>(free);
+  return free_slots_.count();
 }
 
 bool DataPlane::WaitIdle(absl::Duration limit) const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "common/metrics.h"
 #include "prefill_node/block_sender.h"
 #include "prefill_node/chunk_dump.h"
+#include "transport/slot_ring.h"
 #include "transport/transport.h"
 #include "transport/wire.h"
 
@@ -134,7 +136,7 @@ class DataPlane final : private transport::MessageSink {
   std::vector<TransferSnapshot> Transfers() const;
   std::uint32_t free_slots() const;
   // All send slots in host memory, as long as this lives; perhaps none.
-  std::span<std::byte> host_slots() const;
+  std::span<std::byte> host_slots() const { return rings_->ring(transport::MemoryKind::kHost); }
   // Until no transfer is left. False: `limit` passed.
   bool WaitIdle(absl::Duration limit) const;
   // Ends every transfer with kCancelled and stops the transport. Idempotent.
@@ -215,8 +217,6 @@ class DataPlane final : private transport::MessageSink {
   void Arm(Transfer& transfer, Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Deliver(Outbox outbox) ABSL_LOCKS_EXCLUDED(mutex_);
   void ReturnSlot(std::uint32_t slot) ABSL_LOCKS_EXCLUDED(mutex_);
-  std::size_t RingOf(const Peer& peer) const;
-  std::span<std::byte> SlotBytes(std::uint32_t slot) const;
 
   const DataPlaneOptions options_;
   const ChunkDump dump_;
@@ -233,17 +233,11 @@ class DataPlane final : private transport::MessageSink {
   // Lost before AddPeer could note them.
   absl::flat_hash_set<std::uint64_t> lost_early_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<TransferId, std::unique_ptr<Transfer>> transfers_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::vector<std::uint32_t>> free_slots_ ABSL_GUARDED_BY(mutex_);  // by ring
+  transport::FreeSlots free_slots_ ABSL_GUARDED_BY(mutex_);
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
 
   std::unique_ptr<transport::Transport> transport_;
-  // One for each kind of memory that a path has; ring r has the slots [r * slots, (r + 1) * slots).
-  // Fixed after Create.
-  struct Ring {
-    transport::MemoryKind memory{};
-    std::unique_ptr<transport::Region> region;  // dies before its transport
-  };
-  std::vector<Ring> rings_;
+  std::optional<transport::SlotRings> rings_;  // set and fixed after Create
 };
 
 }  // namespace kvferry::prefill

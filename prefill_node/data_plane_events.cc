@@ -137,7 +137,7 @@ void DataPlane::Perform(Transfer& transfer, const SenderActions& actions, Outbox
         break;
       case SenderAction::Kind::kFreeSlot: {
         const auto chunk = transfer.chunks.find(action.chunk_seq);
-        free_slots_[chunk->second.slot / options_.slots].push_back(chunk->second.slot);
+        free_slots_.Return(chunk->second.slot);
         transfer.chunks.erase(chunk);
         break;
       }
@@ -172,7 +172,7 @@ void DataPlane::SendPayload(Transfer& transfer, std::uint32_t chunk_seq, Outbox&
   outbox.messages.push_back({.peer = transfer.peer.handle,
                              .type = MessageType::kChunk,
                              .header = {chunk.header.begin(), chunk.header.end()},
-                             .payload = SlotBytes(chunk.slot).first(chunk.payload_bytes),
+                             .payload = rings_->bytes(chunk.slot).first(chunk.payload_bytes),
                              .done = [this, id = transfer.options.id, chunk_seq](
                                          const absl::Status& s) { OnSendDone(id, chunk_seq, s); }});
 }

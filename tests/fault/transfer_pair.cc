@@ -13,22 +13,23 @@
 namespace kvferry::fault {
 namespace {
 
-constexpr absl::Duration kLong = absl::Seconds(20);
+constexpr absl::Duration kLong = absl::Seconds(60);
 constexpr int kMaxTokens = 700;
 constexpr int kVocabulary = 100;
 constexpr Incarnation kPrefill{11};
 constexpr Incarnation kDecode{22};
 
 template <typename Factory>
-Factory LoopbackFactory(transport::LoopbackNetwork& network, fakes::DevicePaths* device) {
-  return [&network, device](
+Factory LoopbackFactory(transport::LoopbackNetwork& network, absl::Duration silence_limit,
+                        fakes::DevicePaths* device) {
+  return [&network, silence_limit, device](
              Incarnation incarnation, transport::MessageSink* sink,
              const Clock& clock) -> absl::StatusOr<std::unique_ptr<transport::Transport>> {
     KVF_ASSIGN_OR_RETURN(
         std::unique_ptr<transport::Transport> loopback,
         network.CreateTransport({.incarnation = static_cast<std::uint64_t>(incarnation),
                                  .heartbeat_interval = absl::Milliseconds(50),
-                                 .silence_limit = absl::Milliseconds(500)},
+                                 .silence_limit = silence_limit},
                                 sink, clock));
     if (device == nullptr) return loopback;
     return std::make_unique<fakes::DevicePathTransport>(std::move(loopback), *device);
@@ -92,37 +93,37 @@ TransferPair::TransferPair(const PairOptions& options)
   store_ = decode::CacheStore::Create(
                {.codec = codec_, .geometry = options.geometry, .pool_bytes = 4 << 20}, memory_)
                .value();
-  sender_ = prefill::DataPlane::Create(
-                {.incarnation = kPrefill,
-                 .slot_bytes = options.slot_bytes,
-                 .slots = options.send_slots,
-                 .limits = {.ack_deadline = options.ack_deadline,
-                            .max_resends = options.max_resends,
-                            .progress_limit = options.progress_limit}},
-                LoopbackFactory<prefill::TransportFactory>(
-                    *network_, options.sender_on_device ? &device_paths_ : nullptr),
-                Clock::Steady(), *metrics_)
+  sender_ = prefill::DataPlane::Create({.incarnation = kPrefill,
+                                        .slot_bytes = options.slot_bytes,
+                                        .slots = options.send_slots,
+                                        .limits = {.ack_deadline = options.ack_deadline,
+                                                   .max_resends = options.max_resends,
+                                                   .progress_limit = options.progress_limit}},
+                                       LoopbackFactory<prefill::TransportFactory>(
+                                           *network_, options.silence_limit,
+                                           options.sender_on_device ? &device_paths_ : nullptr),
+                                       Clock::Steady(), *metrics_)
                 .value();
-  receiver_ = decode::DataPlane::Create(
-                  {.incarnation = kDecode,
-                   .slot_bytes = options.slot_bytes,
-                   .slots = options.landing_slots,
-                   .limits = {.lease = options.lease,
-                              .progress_limit = options.progress_limit,
-                              .abort_interval = options.ack_deadline,
-                              .max_resends = options.max_resends},
-                   .admission = {.window = codec_.window,
-                                 .max_context_tokens = kMaxTokens,
-                                 .rows = store_->rows(),
-                                 .max_sequences = 8,
-                                 .credits_per_transfer = 3},
-                   .vocabulary = kVocabulary,
-                   .step_time = [] { return absl::Milliseconds(1); },
-                   .adopter_thread = options.adopter_thread},
-                  *store_,
-                  LoopbackFactory<decode::TransportFactory>(
-                      *network_, options.receiver_on_device ? &device_paths_ : nullptr),
-                  Clock::Steady(), *metrics_)
+  receiver_ = decode::DataPlane::Create({.incarnation = kDecode,
+                                         .slot_bytes = options.slot_bytes,
+                                         .slots = options.landing_slots,
+                                         .limits = {.lease = options.lease,
+                                                    .progress_limit = options.progress_limit,
+                                                    .abort_interval = options.ack_deadline,
+                                                    .max_resends = options.max_resends},
+                                         .admission = {.window = codec_.window,
+                                                       .max_context_tokens = kMaxTokens,
+                                                       .rows = store_->rows(),
+                                                       .max_sequences = 8,
+                                                       .credits_per_transfer = 3},
+                                         .vocabulary = kVocabulary,
+                                         .step_time = [] { return absl::Milliseconds(1); },
+                                         .adopter_thread = options.adopter_thread},
+                                        *store_,
+                                        LoopbackFactory<decode::TransportFactory>(
+                                            *network_, options.silence_limit,
+                                            options.receiver_on_device ? &device_paths_ : nullptr),
+                                        Clock::Steady(), *metrics_)
                   .value();
   Connect();
 }

@@ -25,10 +25,13 @@ struct PairOptions {
   std::uint32_t send_slots = 6;
   std::uint32_t landing_slots = 8;
   std::size_t slot_bytes = 128 << 10;
-  int max_resends = 3;
+  // Losses are found quickly, and what ends a transfer or a connection comes after so long that a
+  // thread that gets no CPU for seconds does not bring it about. 13 copies of a chunk.
   absl::Duration ack_deadline = absl::Milliseconds(30);
-  absl::Duration progress_limit = absl::Seconds(5);
-  absl::Duration lease = absl::Seconds(5);
+  int max_resends = 12;
+  absl::Duration progress_limit = absl::Seconds(20);
+  absl::Duration lease = absl::Seconds(20);
+  absl::Duration silence_limit = absl::Seconds(15);
   bool sender_on_device = false;  // has a device path too
   bool receiver_on_device = false;
   bool adopter_thread = false;

@@ -38,8 +38,8 @@ absl::StatusOr<std::unique_ptr<Transport>> MakeTransport(UcxOptions options,
   return CreateUcxTransport(options, sink, Clock::Steady());
 }
 
-// Lands chunks in a ring, verifies them, answers. Thread: progress thread, and perhaps one that
-// verifies.
+// Lands chunks in a ring, verifies them, answers. Thread: progress thread, and perhaps those
+// that verify.
 class Receiver : public MessageSink {
  public:
   explicit Receiver(const ChunkStreamOptions& options) : options_(options) {}
@@ -48,7 +48,8 @@ class Receiver : public MessageSink {
     transport_ = transport;
     for (std::size_t at = 0; at + options_.chunk_bytes <= ring.size(); at += options_.chunk_bytes)
       slots_.push_back({ring.subspan(at, options_.chunk_bytes), {}});
-    if (options_.check_apart) checker_ = std::make_unique<SerialWorker>();
+    for (int i = 0; i < options_.check_threads; ++i)
+      checkers_.push_back(std::make_unique<SerialWorker>());
     const absl::MutexLock lock(&mutex_);
     for (std::size_t i = 0; i < slots_.size(); ++i) free_.push_back(i);
   }
@@ -64,16 +65,17 @@ class Receiver : public MessageSink {
     return {slots_[slot].memory, slot};
   }
   void OnPayload(PeerHandle from, std::uint64_t cookie, const absl::Status& status) override {
-    if (checker_ == nullptr) {
+    if (checkers_.empty()) {
       Answer(from, cookie, status);
       return;
     }
-    checker_->Push([this, from, cookie, status] { Answer(from, cookie, status); });
+    checkers_[cookie % checkers_.size()]->Push(
+        [this, from, cookie, status] { Answer(from, cookie, status); });
   }
   void OnPeerLost(PeerHandle, const absl::Status&) override {}
 
   // When the transport has stopped.
-  void Stop() { checker_.reset(); }
+  void Stop() { checkers_.clear(); }
 
  private:
   struct Slot {
@@ -106,7 +108,7 @@ class Receiver : public MessageSink {
   std::vector<Slot> slots_;  // fixed after Use; one that is not free belongs to its chunk
   absl::Mutex mutex_;
   std::vector<std::size_t> free_ ABSL_GUARDED_BY(mutex_);
-  std::unique_ptr<SerialWorker> checker_;
+  std::vector<std::unique_ptr<SerialWorker>> checkers_;
 };
 
 // Null: there is nothing to do.

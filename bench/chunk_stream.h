@@ -25,8 +25,9 @@ struct ChunkStreamOptions {
   // Told of the slots before there is a chunk in them; what it returns dies before they do. Empty:
   // nothing is done with them.
   std::function<absl::StatusOr<std::shared_ptr<void>>(std::span<std::byte>)> pin = {};
-  // The receiver checks on a thread of its own, as a decode worker on a GPU.
-  bool check_apart = false;
+  // Threads on which the receiver checks, as the adopters of a decode worker on a GPU; 0: the
+  // progress thread.
+  int check_threads = 0;
 };
 
 // The receiving process: verifies and acknowledges until the sender's end of the socket `fd` is

@@ -52,7 +52,7 @@ ChunkStreamOptions HostOptions(const Arguments& arguments) {
   return {.chunk_bytes = arguments.bytes(),
           .window = arguments.window,
           .check = [](std::span<const std::byte> payload) { return Crc32c(payload); },
-          .check_apart = true};
+          .check_threads = 1};
 }
 
 absl::StatusOr<std::shared_ptr<void>> LockMemory(std::span<std::byte> slots) {

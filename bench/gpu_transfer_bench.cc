@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
+#include <array>
+#include <cstdint>
 #include <cstring>
 #include <iostream>
 #include <map>
@@ -36,6 +38,7 @@ namespace {
 
 using kernels::DeviceBuffer;
 
+constexpr int kCheckers = 2;                  // as decode::DeviceCacheMemory::kAdopters
 constexpr std::size_t kPageBytes = 8 * 4864;  // kivi-4-g64, 8 KV heads, 128 channels
 
 struct Arguments {
@@ -51,11 +54,13 @@ struct Gpu {
     Gpu gpu;
     KVF_ASSIGN_OR_RETURN(gpu.memory, kernels::CreateDeviceMemory(ordinal));
     KVF_RETURN_IF_ERROR(gpu.memory->Use());
-    KVF_ASSIGN_OR_RETURN(gpu.checker, kernels::ChunkChecker::Create());
+    for (std::unique_ptr<kernels::ChunkChecker>& checker : gpu.checkers) {
+      KVF_ASSIGN_OR_RETURN(checker, kernels::ChunkChecker::Create());
+    }
     return gpu;
   }
   std::unique_ptr<DeviceMemory> memory;
-  std::unique_ptr<kernels::ChunkChecker> checker;
+  std::array<std::unique_ptr<kernels::ChunkChecker>, kCheckers> checkers;
 };
 
 ChunkStreamOptions StreamOptions(const Arguments& arguments, const Gpu& gpu) {
@@ -65,7 +70,7 @@ ChunkStreamOptions StreamOptions(const Arguments& arguments, const Gpu& gpu) {
           .memory = transport::MemoryKind::kDevice,
           .chunk_bytes = arguments.chunk_bytes,
           .window = arguments.window,
-          .check_apart = true};
+          .check_threads = kCheckers};
 }
 
 // A chunk's checksum is made when it is quantized, before it is sent: once for each slot, which
@@ -115,7 +120,9 @@ absl::StatusOr<int> RunReceiver(int fd, const Arguments& arguments) {
   KVF_ASSIGN_OR_RETURN(const Pages pages, Pages::Allocate(arguments.chunk_bytes, *gpu.memory));
   ChunkStreamOptions options = StreamOptions(arguments, gpu);
   options.check = [&](std::span<const std::byte> payload) {
-    return gpu.checker->Adopt(payload, pages.addresses.as<std::byte* const>(), kPageBytes);
+    const auto slot = reinterpret_cast<std::uintptr_t>(payload.data()) / arguments.chunk_bytes;
+    return gpu.checkers[slot % kCheckers]->Adopt(payload, pages.addresses.as<std::byte* const>(),
+                                                 kPageBytes);
   };
   return ReceiveChunks(fd, options);
 }
@@ -182,7 +189,7 @@ absl::Status Measure(const Arguments& arguments, int receiver, int probe, Report
   const int to_gpu = kernels::DeviceCount() - 1;
   KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo device, kernels::GetDevice(to_gpu));
   ChunkStreamOptions options = StreamOptions(arguments, gpu);
-  options.check = KnownChecks(*gpu.checker);
+  options.check = KnownChecks(*gpu.checkers[0]);
   KVF_ASSIGN_OR_RETURN(const auto sender, ChunkSender::Create(receiver, std::move(options)));
   KVF_RETURN_IF_ERROR(FillRandom(sender->memory(), *gpu.memory));
   KVF_ASSIGN_OR_RETURN(const DeviceMemory::Block probe_memory,

@@ -16,7 +16,8 @@ absl::StatusOr<std::unique_ptr<DataPlane>> DataPlane::Create(const DataPlaneOpti
                                                              const TransportFactory& factory,
                                                              const Clock& clock, Metrics& metrics) {
   std::unique_ptr<DataPlane> plane(new DataPlane(options, store, clock, metrics));
-  if (options.adopter_thread) plane->adopter_ = std::make_unique<SerialWorker>();
+  for (int i = 0; i < options.adopter_threads; ++i)
+    plane->adopters_.push_back(std::make_unique<SerialWorker>());
   KVF_ASSIGN_OR_RETURN(plane->transport_, factory(options.incarnation, plane.get(), clock));
   KVF_RETURN_IF_ERROR(plane->MakeRings());
   return plane;
@@ -77,7 +78,7 @@ void DataPlane::Stop() {
   if (transport_ == nullptr) return;
   Deliver(std::move(outbox));
   transport_->Stop();
-  if (adopter_ != nullptr) adopter_->Stop();
+  for (const std::unique_ptr<SerialWorker>& adopter : adopters_) adopter->Stop();
   // Nobody writes any more: what was still fenced goes.
   absl::MutexLock lock(&mutex_);
   transfers_.clear();

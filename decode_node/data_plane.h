@@ -85,9 +85,9 @@ struct DataPlaneOptions {
   AdmissionLimits admission;
   int vocabulary = 0;
   std::function<absl::Duration()> step_time;  // of the engine, for retry hints
-  // Chunks are adopted on a thread of their own, which waits for a GPU so that the progress thread
-  // does not. Else on the progress thread.
-  bool adopter_thread = false;
+  // Chunks are adopted on so many threads of their own, which wait for a GPU so that the progress
+  // thread does not. 0: on the progress thread.
+  int adopter_threads = 0;
   DeviceWatch* watch = nullptr;  // of where the chunks are adopted; outlives the data plane
 };
 
@@ -268,8 +268,9 @@ class DataPlane final : private transport::MessageSink {
   // Each ring has a slot for every credit. Set and fixed after Create.
   std::optional<transport::SlotRings> rings_;
   std::unique_ptr<CacheMemory::Pin> pin_;  // of the ring in host memory; null: there is none
-  // Null: chunks are adopted on the progress thread. Stops after the transport.
-  std::unique_ptr<SerialWorker> adopter_;
+  // None: chunks are adopted on the progress thread. They stop after the transport. A chunk that
+  // came twice goes to one of them, which adopts it once.
+  std::vector<std::unique_ptr<SerialWorker>> adopters_;
 };
 
 }  // namespace kvferry::decode

@@ -131,11 +131,16 @@ absl::StatusOr<std::uint32_t> DataPlane::AcceptChunk(PeerHandle from,
 
 void DataPlane::OnPayload(PeerHandle, std::uint64_t cookie, const absl::Status& status) {
   const auto slot = static_cast<std::uint32_t>(cookie);
-  if (adopter_ == nullptr) {
+  if (adopters_.empty()) {
     Adopt(slot, status);
     return;
   }
-  adopter_->Push([this, slot, status] { Adopt(slot, status); });
+  std::uint32_t chunk_seq = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (slot < landing_.size()) chunk_seq = landing_[slot].chunk_seq;
+  }
+  adopters_[chunk_seq % adopters_.size()]->Push([this, slot, status] { Adopt(slot, status); });
 }
 
 void DataPlane::Adopt(std::uint32_t slot, const absl::Status& status) {

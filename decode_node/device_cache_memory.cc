@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "kernels/adopt_chunk.h"
@@ -69,6 +70,22 @@ absl::Status DeviceCacheMemory::Mirror::Upload(std::size_t bytes, kernels::Strea
   return kernels::CopyAsync(device.data(), host.data(), bytes, stream);
 }
 
+absl::StatusOr<DeviceCacheMemory::Lane> DeviceCacheMemory::Lane::Create(std::size_t slot_bytes) {
+  // A chunk that waits holds up its sender: before the engine's work.
+  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create(/*priority=*/-1));
+  KVF_ASSIGN_OR_RETURN(kernels::DeviceBuffer slot, kernels::DeviceBuffer::Allocate(slot_bytes));
+  const std::size_t pieces = slot_bytes / kSmallestPiece + 1;
+  KVF_ASSIGN_OR_RETURN(Mirror mirror, Mirror::Allocate(kLineBytes + pieces * sizeof(std::byte*)));
+  return Lane{std::move(stream), std::move(slot), std::move(mirror)};
+}
+
+DeviceCacheMemory::DeviceCacheMemory(const DeviceCacheOptions& options, kernels::Stream& stream,
+                                     std::vector<Lane> lanes, kernels::DeviceCheckTables tables)
+    : options_(options), stream_(stream), tables_(std::move(tables)), lanes_(std::move(lanes)) {
+  absl::MutexLock lock(&lanes_mutex_);
+  for (Lane& lane : lanes_) free_lanes_.push_back(&lane);
+}
+
 absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> DeviceCacheMemory::Create(
     const DeviceCacheOptions& options, kernels::Stream& stream) {
   if (options.slot_bytes == 0 || options.slot_bytes > kernels::kCheckMaxBytes) {
@@ -77,17 +94,16 @@ absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> DeviceCacheMemory::Create(
                                                    kernels::kCheckMaxBytes, " bytes at a time"));
   }
   KVF_RETURN_IF_ERROR(kernels::UseDevice(options.gpu));
-  // A chunk that waits holds up its sender: before the engine's work.
-  KVF_ASSIGN_OR_RETURN(kernels::Stream adopt_stream, kernels::Stream::Create(/*priority=*/-1));
+  std::vector<Lane> lanes;
+  for (int i = 0; i < kAdopters; ++i) {
+    KVF_ASSIGN_OR_RETURN(Lane lane, Lane::Create(options.slot_bytes));
+    lanes.push_back(std::move(lane));
+  }
   KVF_ASSIGN_OR_RETURN(kernels::DeviceCheckTables tables,
-                       kernels::DeviceCheckTables::Create(adopt_stream));
+                       kernels::DeviceCheckTables::Create(lanes[0].stream));
   std::unique_ptr<DeviceCacheMemory> memory(
-      new DeviceCacheMemory(options, stream, std::move(adopt_stream), std::move(tables)));
-  absl::MutexLock adopt_lock(&memory->adopt_mutex_);
+      new DeviceCacheMemory(options, stream, std::move(lanes), std::move(tables)));
   absl::MutexLock flush_lock(&memory->flush_mutex_);
-  KVF_ASSIGN_OR_RETURN(memory->slot_, kernels::DeviceBuffer::Allocate(options.slot_bytes));
-  const std::size_t pieces = options.slot_bytes / kSmallestPiece + 1;
-  KVF_ASSIGN_OR_RETURN(memory->pieces_, Mirror::Allocate(kLineBytes + pieces * sizeof(std::byte*)));
   const std::size_t items = std::clamp<std::size_t>(options.max_flush_items, 1, kMaxItems);
   KVF_ASSIGN_OR_RETURN(memory->flush_,
                        Mirror::Allocate(sizeof(FlushHeader) + items * sizeof(QuantizeItem)));
@@ -117,19 +133,31 @@ absl::StatusOr<std::unique_ptr<CacheMemory::Pin>> DeviceCacheMemory::PinLanding(
 absl::StatusOr<std::uint32_t> DeviceCacheMemory::CopyChunk(std::span<const ChunkPart> parts,
                                                            std::span<const std::byte> payload) {
   KVF_RETURN_IF_ERROR(kernels::UseDevice(options_.gpu));
-  absl::MutexLock lock(&adopt_mutex_);
-  const absl::Status enqueued = EnqueueChunk(parts, payload);
+  Lane* lane = nullptr;
+  {
+    const auto any = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(lanes_mutex_) {
+      return !free_lanes_.empty();
+    };
+    absl::MutexLock lock(&lanes_mutex_, absl::Condition(&any));
+    lane = free_lanes_.back();
+    free_lanes_.pop_back();
+  }
+  const absl::Cleanup give_back = [this, lane] {
+    absl::MutexLock lock(&lanes_mutex_);
+    free_lanes_.push_back(lane);
+  };
+  const absl::Status enqueued = EnqueueChunk(parts, payload, *lane);
   // After an error, too, nothing may go on: the slot and the pages are their owners' again.
-  const absl::Status done = adopt_stream_.Synchronize();
+  const absl::Status done = lane->stream.Synchronize();
   KVF_RETURN_IF_ERROR(enqueued);
   KVF_RETURN_IF_ERROR(done);
-  return kernels::FinishChunkCheck(*pieces_.host.as<std::uint32_t>(), payload.size());
+  return kernels::FinishChunkCheck(*lane->pieces.host.as<std::uint32_t>(), payload.size());
 }
 
 absl::Status DeviceCacheMemory::EnqueueChunk(std::span<const ChunkPart> parts,
-                                             std::span<const std::byte> payload) {
-  std::byte** const addresses = reinterpret_cast<std::byte**>(pieces_.host.data() + kLineBytes);
-  const std::size_t most = (pieces_.host.bytes() - kLineBytes) / sizeof(std::byte*);
+                                             std::span<const std::byte> payload, Lane& lane) const {
+  std::byte** const addresses = reinterpret_cast<std::byte**>(lane.pieces.host.data() + kLineBytes);
+  const std::size_t most = (lane.pieces.host.bytes() - kLineBytes) / sizeof(std::byte*);
   std::size_t count = 0, bytes = 0;
   for (const ChunkPart& part : parts) {
     if (part.pieces.size() > most - count) {
@@ -139,23 +167,23 @@ absl::Status DeviceCacheMemory::EnqueueChunk(std::span<const ChunkPart> parts,
     count += part.pieces.size();
     bytes += part.pieces.size() * part.piece_bytes;
   }
-  if (bytes != payload.size() || bytes > slot_.bytes()) {
+  if (bytes != payload.size() || bytes > lane.slot.bytes()) {
     return absl::InternalError(absl::StrCat("a payload of ", payload.size(), " bytes for ", bytes,
-                                            " bytes of pieces and a slot of ", slot_.bytes()));
+                                            " bytes of pieces and a slot of ", lane.slot.bytes()));
   }
-  std::memset(pieces_.host.data(), 0, kLineBytes);
-  KVF_RETURN_IF_ERROR(pieces_.Upload(kLineBytes + count * sizeof(std::byte*), adopt_stream_));
+  std::memset(lane.pieces.host.data(), 0, kLineBytes);
+  KVF_RETURN_IF_ERROR(lane.pieces.Upload(kLineBytes + count * sizeof(std::byte*), lane.stream));
   // A payload that has landed on the GPU is read where it is.
   const std::byte* from = payload.data();
   if (!kernels::IsDeviceMemory(from)) {
     KVF_RETURN_IF_ERROR(
-        kernels::CopyAsync(slot_.data(), payload.data(), payload.size(), adopt_stream_));
-    from = slot_.data();
+        kernels::CopyAsync(lane.slot.data(), payload.data(), payload.size(), lane.stream));
+    from = lane.slot.data();
   }
 
-  kernels::AdoptParams params = {.residues = pieces_.device.as<std::uint32_t>(),
+  kernels::AdoptParams params = {.residues = lane.pieces.device.as<std::uint32_t>(),
                                  .tables = tables_.get()};
-  auto to = reinterpret_cast<std::byte* const*>(pieces_.device.data() + kLineBytes);
+  auto to = reinterpret_cast<std::byte* const*>(lane.pieces.device.data() + kLineBytes);
   for (const ChunkPart& part : parts) {
     const std::size_t part_bytes = part.pieces.size() * part.piece_bytes;
     bytes -= part_bytes;
@@ -167,11 +195,11 @@ absl::Status DeviceCacheMemory::EnqueueChunk(std::span<const ChunkPart> parts,
     from += part_bytes;
     to += part.pieces.size();
     if (params.part_count < kernels::kMaxAdoptParts && bytes > 0) continue;
-    KVF_RETURN_IF_ERROR(kernels::LaunchAdoptChunk(params, adopt_stream_));
+    KVF_RETURN_IF_ERROR(kernels::LaunchAdoptChunk(params, lane.stream));
     params.part_count = 0;
   }
-  return kernels::CopyAsync(pieces_.host.data(), pieces_.device.data(), sizeof(std::uint32_t),
-                            adopt_stream_);
+  return kernels::CopyAsync(lane.pieces.host.data(), lane.pieces.device.data(),
+                            sizeof(std::uint32_t), lane.stream);
 }
 
 std::vector<absl::Status> DeviceCacheMemory::Flush(std::span<const FlushItem> all,

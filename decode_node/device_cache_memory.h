@@ -27,6 +27,10 @@ struct DeviceCacheOptions {
 // stream.
 class DeviceCacheMemory final : public CacheMemory {
  public:
+  // Chunks that are adopted at a time; a further one waits. Starting a copy and waiting for it
+  // takes longer than the copy.
+  static constexpr int kAdopters = 2;
+
   // `stream`: the engine's, of this GPU; outlives it.
   // kUnavailable: no such GPU. kInvalidArgument: slot_bytes. kResourceExhausted: device memory.
   static absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> Create(
@@ -51,16 +55,20 @@ class DeviceCacheMemory final : public CacheMemory {
     kernels::DeviceBuffer device;
   };
   struct FlushHeader;
+  // What the adoption of one chunk occupies.
+  struct Lane {
+    static absl::StatusOr<Lane> Create(std::size_t slot_bytes);
+
+    kernels::Stream stream;
+    kernels::DeviceBuffer slot;  // for payloads in host memory
+    Mirror pieces;               // the residue's line, then addresses
+  };
 
   DeviceCacheMemory(const DeviceCacheOptions& options, kernels::Stream& stream,
-                    kernels::Stream adopt_stream, kernels::DeviceCheckTables tables)
-      : options_(options),
-        stream_(stream),
-        tables_(std::move(tables)),
-        adopt_stream_(std::move(adopt_stream)) {}
+                    std::vector<Lane> lanes, kernels::DeviceCheckTables tables);
 
-  absl::Status EnqueueChunk(std::span<const ChunkPart> parts, std::span<const std::byte> payload)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(adopt_mutex_);
+  absl::Status EnqueueChunk(std::span<const ChunkPart> parts, std::span<const std::byte> payload,
+                            Lane& lane) const;
   // The first fault of these items (kernels::FaultKey), or kNoFault.
   absl::StatusOr<std::uint64_t> LaunchFlush(std::span<const FlushItem> items)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(flush_mutex_);
@@ -72,10 +80,9 @@ class DeviceCacheMemory final : public CacheMemory {
   absl::Mutex allocations_mutex_;
   std::vector<kernels::DeviceBuffer> allocations_ ABSL_GUARDED_BY(allocations_mutex_);
 
-  absl::Mutex adopt_mutex_;
-  kernels::Stream adopt_stream_ ABSL_GUARDED_BY(adopt_mutex_);
-  kernels::DeviceBuffer slot_ ABSL_GUARDED_BY(adopt_mutex_);
-  Mirror pieces_ ABSL_GUARDED_BY(adopt_mutex_);  // the residue's line, then addresses
+  std::vector<Lane> lanes_;  // each of who has taken it
+  absl::Mutex lanes_mutex_;
+  std::vector<Lane*> free_lanes_ ABSL_GUARDED_BY(lanes_mutex_);
   absl::Mutex flush_mutex_;
   Mirror flush_ ABSL_GUARDED_BY(flush_mutex_);  // FlushHeader, then items
 };

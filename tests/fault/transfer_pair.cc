@@ -118,7 +118,7 @@ TransferPair::TransferPair(const PairOptions& options)
                                                        .credits_per_transfer = 3},
                                          .vocabulary = kVocabulary,
                                          .step_time = [] { return absl::Milliseconds(1); },
-                                         .adopter_thread = options.adopter_thread},
+                                         .adopter_threads = options.adopter_threads},
                                         *store_,
                                         LoopbackFactory<decode::TransportFactory>(
                                             *network_, options.silence_limit,

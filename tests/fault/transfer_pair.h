@@ -34,7 +34,7 @@ struct PairOptions {
   absl::Duration silence_limit = absl::Seconds(15);
   bool sender_on_device = false;  // has a device path too
   bool receiver_on_device = false;
-  bool adopter_thread = false;
+  int adopter_threads = 0;
 };
 
 // What each side says of one transfer. Thread: any.

@@ -92,7 +92,7 @@ class BadNetwork : public testing::TestWithParam<NamedFaults> {};
 
 TEST_P(BadNetwork, TransfersArriveWhole) {
   for (std::uint64_t seed = 1; seed <= 4; ++seed) {
-    TransferPair pair({.adopter_thread = seed % 2 == 0});
+    TransferPair pair({.adopter_threads = static_cast<int>(seed % 3)});
     transport::LoopbackFaults faults = GetParam().faults;
     faults.seed = seed;
     pair.SetFaults(faults);
@@ -170,17 +170,17 @@ void ExpectEndedEitherWay(TransferPair& pair, const Transfer& transfer) {
 constexpr absl::Duration kLostLease = absl::Seconds(3);
 
 // With chunks adopted on the progress thread, and on one of their own.
-class AtStage : public testing::TestWithParam<std::tuple<Stage, bool>> {
+class AtStage : public testing::TestWithParam<std::tuple<Stage, int>> {
  protected:
   static Stage stage() { return std::get<0>(GetParam()); }
-  static bool adopter_thread() { return std::get<1>(GetParam()); }
+  static int adopter_threads() { return std::get<1>(GetParam()); }
 };
 INSTANTIATE_TEST_SUITE_P(Stages, AtStage,
-                         testing::Combine(testing::ValuesIn(kStages), testing::Bool()));
+                         testing::Combine(testing::ValuesIn(kStages), testing::Values(0, 2)));
 
 TEST_P(AtStage, TheSenderGivesUp) {
   for (const double lose : {0.0, 0.3}) {
-    TransferPair pair({.adopter_thread = adopter_thread()});
+    TransferPair pair({.adopter_threads = adopter_threads()});
     const Transfer transfer = OpenOrDie(pair);
     Advance(pair, transfer, stage(), {.lose = lose, .delay = absl::Milliseconds(2)});
     pair.AbortSender(transfer);
@@ -194,7 +194,7 @@ TEST_P(AtStage, TheSenderGivesUp) {
 
 TEST_P(AtStage, TheReceiverGivesUp) {
   for (const double lose : {0.0, 0.3}) {
-    TransferPair pair({.adopter_thread = adopter_thread()});
+    TransferPair pair({.adopter_threads = adopter_threads()});
     const Transfer transfer = OpenOrDie(pair);
     Advance(pair, transfer, stage(), {.lose = lose, .delay = absl::Milliseconds(2)});
     pair.ReleaseReceiver(transfer);
@@ -208,7 +208,7 @@ TEST_P(AtStage, TheReceiverGivesUp) {
 }
 
 TEST_P(AtStage, BothGiveUpAtOnce) {
-  TransferPair pair({.adopter_thread = adopter_thread()});
+  TransferPair pair({.adopter_threads = adopter_threads()});
   const Transfer transfer = OpenOrDie(pair);
   Advance(pair, transfer, stage(), {.lose = 0.2, .delay = absl::Milliseconds(2)});
   pair.ReleaseReceiver(transfer);
@@ -220,7 +220,7 @@ TEST_P(AtStage, BothGiveUpAtOnce) {
 TEST_P(AtStage, ThePairIsCutAndConnectsAgain) {
   TransferPair pair({.lease = kLostLease,
                      .silence_limit = absl::Milliseconds(1500),
-                     .adopter_thread = adopter_thread()});
+                     .adopter_threads = adopter_threads()});
   const Transfer transfer = OpenOrDie(pair);
   Advance(pair, transfer, stage());
   pair.Partition(true);
@@ -233,7 +233,7 @@ TEST_P(AtStage, ThePairIsCutAndConnectsAgain) {
 }
 
 TEST_P(AtStage, TheSenderStops) {
-  TransferPair pair({.lease = kLostLease, .adopter_thread = adopter_thread()});
+  TransferPair pair({.lease = kLostLease, .adopter_threads = adopter_threads()});
   const Transfer transfer = OpenOrDie(pair);
   Advance(pair, transfer, stage());
   pair.sender().Stop();
@@ -241,7 +241,7 @@ TEST_P(AtStage, TheSenderStops) {
 }
 
 TEST_P(AtStage, TheReceiverStops) {
-  TransferPair pair({.adopter_thread = adopter_thread()});
+  TransferPair pair({.adopter_threads = adopter_threads()});
   const Transfer transfer = OpenOrDie(pair);
   Advance(pair, transfer, stage());
   pair.receiver().Stop();

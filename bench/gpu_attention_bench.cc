@@ -45,6 +45,7 @@ constexpr double kCeilingBytes = 2e9;  // that the ceiling reads in a launch, at
 struct Options {
   int replays = 40;
   std::string out, only;
+  std::vector<std::string> codecs;  // by name; empty: all
 };
 
 struct Shape {
@@ -93,10 +94,12 @@ class Caches {
     return table_.as<const std::byte*>() + static_cast<std::size_t>(pages()) * copy;
   }
 
-  absl::Status Launch(int copy, Stream& stream) {
+  // early: as a decode worker does, before the kernel ahead has ended.
+  absl::Status Launch(int copy, bool early, Stream& stream) {
     kernels::AttentionLayer layer;
     layer.sequences = sequences_.as<kernels::AttentionSequence>();
     layer.pages = table(copy);
+    layer.pages_settled = early;
     layer.window_offset = static_cast<std::int64_t>(copy) * shape_.batch * WindowValues();
     layer.q = q_.as<std::uint16_t>();
     layer.out = out_.as<std::uint16_t>();
@@ -310,18 +313,23 @@ class Bench {
         {"FP8", {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim}, {}},
         {"INT8", {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim}, {}}};
     for (const auto& codec : codecs) {
+      if (!options_.codecs.empty() && std::find(options_.codecs.begin(), options_.codecs.end(),
+                                                codec.name) == options_.codecs.end())
+        continue;
       const codec::BlockSpec& spec = codec.spec;
       KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches,
                            Caches::Create(spec, shape, device_.l2_bytes, stream_));
       const int launches = Launches(caches->copies());
-      KVF_ASSIGN_OR_RETURN(
-          Graph ours,
-          Graph::Capture(caches->block_bytes() * launches, stream_, [&]() -> absl::Status {
-            for (int i = 0; i < launches; ++i) {
-              KVF_RETURN_IF_ERROR(caches->Launch(i % caches->copies(), stream_));
-            }
-            return absl::OkStatus();
-          }));
+      const auto capture = [&](bool early) {
+        return Graph::Capture(caches->block_bytes() * launches, stream_, [&]() -> absl::Status {
+          for (int i = 0; i < launches; ++i) {
+            KVF_RETURN_IF_ERROR(caches->Launch(i % caches->copies(), early, stream_));
+          }
+          return absl::OkStatus();
+        });
+      };
+      KVF_ASSIGN_OR_RETURN(Graph ours, capture(false));
+      KVF_ASSIGN_OR_RETURN(Graph early, capture(true));
       const double cache_bytes = caches->block_bytes() * caches->copies();
       const int rounds = static_cast<int>(std::ceil(kCeilingBytes / cache_bytes));
       KVF_ASSIGN_OR_RETURN(Graph ceiling, Graph::Capture(cache_bytes * rounds, stream_, [&] {
@@ -331,11 +339,13 @@ class Bench {
                                                      rounds, sink_.as<std::uint32_t>(), stream_);
                            }));
       KVF_ASSIGN_OR_RETURN(std::vector<Fp16> fp16, Baselines(shape, *torch, copies));
-      std::vector<Graph*> graphs = {&ours, &ceiling};
+      std::vector<Graph*> graphs = {&ours, &early, &ceiling};
       for (Fp16& baseline : fp16) graphs.push_back(&baseline.graph);
       KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, graphs));
-      Add(absl::StrCat(codec.name, ", ", shape.name()), codec.bar, ours, ceiling, fp16, launches,
-          Launches(copies), report);
+      const std::string what = absl::StrCat(codec.name, ", ", shape.name());
+      Add(what, codec.bar, ours, ceiling, fp16, launches, Launches(copies), report);
+      Add(what + ", launched early", codec.bar, early, ceiling, fp16, launches, Launches(copies),
+          report);
     }
     return absl::OkStatus();
   }
@@ -396,6 +406,7 @@ int main(int argc, char** argv) {
   kvferry::bench::Options options;
   app.add_option("--replays", options.replays, "Samples per row");
   app.add_option("--only", options.only, "One shape, such as '8 x 32k'");
+  app.add_option("--codecs", options.codecs, "Codecs, such as K2V2,NF4")->delimiter(',');
   app.add_option("--out", options.out, "JSON file to write");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = kvferry::bench::Main(std::move(options), argc, argv);

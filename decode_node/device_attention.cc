@@ -146,7 +146,8 @@ absl::Status DeviceAttention::AppendAndAttend(int layer, const std::uint16_t* q,
        .sink_offset = offset,
        .window_offset = offset,
        .q = q,
-       .out = out},
+       .out = out,
+       .pages_settled = true},  // appending writes windows alone
       stream_);
 }
 

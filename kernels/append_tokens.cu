@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/append_tokens.h"
 #include "kernels/cuda/status.h"
+#include "kernels/device/dependent_launch.cuh"
 
 namespace kvferry::kernels {
 namespace {
@@ -13,6 +14,7 @@ constexpr int kMaxThreads = 256;
 // Grid (sequences, K and V).
 __global__ void __launch_bounds__(kMaxThreads)
     append_tokens_kernel(const __grid_constant__ AppendParams params) {
+  let_next_kernel_start();
   const AppendTarget target = params.targets[blockIdx.x];
   const bool is_v = blockIdx.y == 1;
   const std::int64_t elements = std::int64_t{params.kv_heads} * params.head_dim;

@@ -23,6 +23,7 @@ struct AttentionArgs {
   int sink_capacity, window_capacity;
   float scale_log2;  // scale * log2(e)
   bool bf16;
+  bool pages_settled;  // AttentionLayer's; launched as a programmatic dependent then
 };
 
 // One way to run a variant.

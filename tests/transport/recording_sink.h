@@ -72,6 +72,10 @@ class RecordingSink : public MessageSink {
     if (!mutex_.AwaitWithTimeout(absl::Condition(&enough), limit)) return std::nullopt;
     return messages_;
   }
+  void ForgetMessages() {
+    const absl::MutexLock lock(&mutex_);
+    messages_.clear();
+  }
   bool AwaitRefused(int count, absl::Duration limit = absl::Seconds(10)) {
     const absl::MutexLock lock(&mutex_);
     const auto enough = [this, count]()

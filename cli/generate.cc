@@ -94,26 +94,29 @@ std::string ReasonName(v1::FinishReason reason) {
   }
 }
 
-// The hand-off summary: what was shipped and what 16 bit would have cost.
+// The hand-off summary: what was shipped and what 16 bit would have cost. Without a hand-off: what
+// had been shipped at the first token.
 std::string Summary(const v1::Started& started, const v1::Finished& finished) {
   const v1::HandoffStats& handoff = finished.handoff();
   const double shipped = static_cast<double>(handoff.payload_bytes() + handoff.header_bytes());
   const double raw16 = static_cast<double>(handoff.raw16_bytes());
   std::vector<std::vector<std::string>> rows = {
-      {"hand-off", ""},
+      {"hand-off", handoff.adopted() ? "" : "none: the answer ended before it"},
       {"  prompt tokens", absl::StrCat(finished.prompt_tokens())},
       {"  generated tokens",
        absl::StrCat(finished.completion_tokens(), " (", ReasonName(finished.reason()), ")")},
       {"  codec", started.codec()},
       {"  bytes shipped",
        absl::StrFormat("%s in %d chunks", FormatBytes(shipped), handoff.chunks())},
-      {"  as 16 bit", absl::StrFormat("%s (%.2f times as much)", FormatBytes(raw16),
-                                      shipped > 0 ? raw16 / shipped : 0.0)},
+      {"  as 16 bit", handoff.adopted() ? absl::StrFormat("%s (%.2f times as much)",
+                                                          FormatBytes(raw16), raw16 / shipped)
+                                        : FormatBytes(raw16)},
       {"  time to first token", FormatSeconds(rpc::ToSeconds(finished.time_to_first_token()))},
       {"  time per token", FormatSeconds(rpc::ToSeconds(finished.time_per_token()))},
       {"  prefill, exposed",
-       absl::StrCat(FormatSeconds(rpc::ToSeconds(handoff.prefill_time())), ", ",
-                    FormatSeconds(rpc::ToSeconds(handoff.exposed_time())))},
+       absl::StrCat(
+           FormatSeconds(rpc::ToSeconds(handoff.prefill_time())), ", ",
+           handoff.adopted() ? FormatSeconds(rpc::ToSeconds(handoff.exposed_time())) : "none")},
       {"  transport", handoff.transport()},
       {"  workers", absl::StrCat(finished.prefill_worker(), " -> ", finished.decode_worker())},
   };
@@ -150,7 +153,8 @@ nlohmann::json ToJson(const v1::Finished& finished) {
           {"prefill_worker", finished.prefill_worker()},
           {"decode_worker", finished.decode_worker()},
           {"handoff",
-           {{"payload_bytes", handoff.payload_bytes()},
+           {{"adopted", handoff.adopted()},
+            {"payload_bytes", handoff.payload_bytes()},
             {"header_bytes", handoff.header_bytes()},
             {"raw16_bytes", handoff.raw16_bytes()},
             {"chunks", handoff.chunks()},

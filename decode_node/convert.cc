@@ -128,6 +128,7 @@ void FillStats(const AdoptedSequence& sequence, const std::string& transport,
   stats.set_chunks(sequence.chunks);
   stats.set_resent_chunks(sequence.bad_chunks);
   stats.set_transport(transport);
+  stats.set_adopted(true);
 }
 
 void FillPool(const CacheStore& store, v1::PoolState& pool) {

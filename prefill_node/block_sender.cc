@@ -113,6 +113,8 @@ void BlockSender::PostWithinCredits(MonoTime now, SenderActions& out) {
     if (outstanding_ == 0) progress_deadline_ = now + limits_.progress_limit;
     ++outstanding_;
     ++sending_;
+    ++posted_chunks_;
+    posted_bytes_ += chunk.bytes;
     Emit(out, Kind::kSendChunk, seq);
   }
 }

@@ -95,6 +95,9 @@ class BlockSender {
   const absl::Status& cause() const { return cause_; }
   std::uint32_t chunks() const { return next_seq_; }
   std::uint64_t payload_bytes() const { return payload_bytes_; }
+  // Of the chunks that have been posted, resends not counted.
+  std::uint32_t posted_chunks() const { return posted_chunks_; }
+  std::uint64_t posted_bytes() const { return posted_bytes_; }
   std::uint64_t acked_bytes() const { return acked_bytes_; }
   std::int32_t first_token() const { return first_token_; }
   std::uint32_t resent_chunks() const { return resent_chunks_; }
@@ -143,6 +146,8 @@ class BlockSender {
   ChunkMap chunks_;                     // those that still hold a slot
   std::deque<std::uint32_t> unposted_;  // wait for a credit
   std::uint64_t payload_bytes_ = 0;
+  std::uint32_t posted_chunks_ = 0;
+  std::uint64_t posted_bytes_ = 0;
   std::uint64_t acked_bytes_ = 0;
   std::uint32_t resent_chunks_ = 0;
   int sending_ = 0;  // chunks whose send has not completed

@@ -103,7 +103,8 @@ void FillStats(const HandoffSummary& summary, v1::HandoffStats& stats) {
   stats.set_resent_chunks(summary.resent_chunks);
   stats.set_transport(summary.transport);
   *stats.mutable_prefill_time() = rpc::ToProto(summary.prefill_time);
-  *stats.mutable_exposed_time() = rpc::ToProto(summary.exposed_time);
+  if (summary.adopted) *stats.mutable_exposed_time() = rpc::ToProto(summary.exposed_time);
+  stats.set_adopted(summary.adopted);
 }
 
 void FillLoad(const EngineLoad& load, v1::Load& message) {

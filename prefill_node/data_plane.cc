@@ -232,6 +232,19 @@ absl::Status DataPlane::Commit(const TransferId& id, std::int32_t first_token) {
   return status;
 }
 
+Shipment DataPlane::ShipmentOf(const Transfer& transfer) {
+  return {.transport = transfer.peer.path.label,
+          .chunks = transfer.sender.posted_chunks(),
+          .resent_chunks = transfer.sender.resent_chunks(),
+          .payload_bytes = transfer.sender.posted_bytes()};
+}
+
+Shipment DataPlane::Shipped(const TransferId& id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto entry = transfers_.find(id);
+  return entry == transfers_.end() ? Shipment() : ShipmentOf(*entry->second);
+}
+
 void DataPlane::Abort(const TransferId& id, const absl::Status& why) {
   Outbox outbox;
   {

@@ -57,13 +57,18 @@ struct DecodePeer {
   transport::PairKey key{};
 };
 
+// What a transfer has sent.
+struct Shipment {
+  std::string transport;     // the label of its path
+  std::uint32_t chunks = 0;  // resends not counted
+  std::uint32_t resent_chunks = 0;
+  std::uint64_t payload_bytes = 0;
+};
+
 // How a transfer ended: adopted (OK), or why not.
 struct TransferResult {
   absl::Status status;
-  std::string transport;  // the label of its path
-  std::uint32_t chunks = 0;
-  std::uint32_t resent_chunks = 0;
-  std::uint64_t payload_bytes = 0;
+  Shipment shipment;
 };
 
 struct TransferOptions {
@@ -130,6 +135,8 @@ class DataPlane final : private transport::MessageSink {
   // payload: layers, heads, tokens, head_dim, kind, codec_hash, payload_check, payload_bytes.
   absl::Status SendChunk(const TransferId& id, transport::ChunkHeader header, SendSlot slot);
   absl::Status Commit(const TransferId& id, std::int32_t first_token);
+  // So far; empty when it is over or unknown.
+  Shipment Shipped(const TransferId& id) const;
   // Nothing of the transfer is posted after it returns. No effect on one that is over or unknown.
   void Abort(const TransferId& id, const absl::Status& why);
 
@@ -201,6 +208,7 @@ class DataPlane final : private transport::MessageSink {
 
   const Peer* FindPeer(Incarnation incarnation) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   Transfer* Find(const TransferId& id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static Shipment ShipmentOf(const Transfer& transfer);
   absl::Status HandleMessage(const Peer& from, const transport::ControlMessage& message,
                              Outbox& outbox) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Turns the sender's actions into work for after the unlock. May erase the transfer.

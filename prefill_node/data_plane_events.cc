@@ -207,11 +207,7 @@ void DataPlane::SendControl(const Peer& peer, const ControlMessage& message, Out
 void DataPlane::Report(const Transfer& transfer, const absl::Status& status, Outbox& outbox) {
   (status.ok() ? adopted_ : failed_).Add();
   resent_chunks_.Add(transfer.sender.resent_chunks());
-  TransferResult result{.status = status,
-                        .transport = transfer.peer.path.label,
-                        .chunks = transfer.sender.chunks(),
-                        .resent_chunks = transfer.sender.resent_chunks(),
-                        .payload_bytes = transfer.sender.payload_bytes()};
+  TransferResult result{.status = status, .shipment = ShipmentOf(transfer)};
   outbox.calls.push_back(
       [call = transfer.options.on_result, result = std::move(result)] { call(result); });
 }

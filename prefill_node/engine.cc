@@ -175,7 +175,12 @@ void Engine::Finish(const JobPtr& job, const TransferResult& result) {
     job->status = result.status;
     jobs_.erase(job->request.transfer_id);
     std::erase(queue_, job);
-    if (result.status.ok()) outcome = Summarize(*job, result);
+    if (result.status.ok()) {
+      outcome = Summarize(*job, result.shipment);
+      outcome->adopted = true;
+      outcome->header_bytes += transport::kControlHeaderBytes;  // COMMIT
+      outcome->exposed_time = clock_.Now() - job->prefill_end;
+    }
   }
   if (outcome.ok()) {
     prefill_seconds_.Observe(absl::ToDoubleSeconds(outcome->prefill_time));
@@ -190,18 +195,16 @@ void Engine::Finish(const JobPtr& job, const TransferResult& result) {
   job->observer->OnFinished(outcome);
 }
 
-HandoffSummary Engine::Summarize(const Job& job, const TransferResult& result) const {
+HandoffSummary Engine::Summarize(const Job& job, const Shipment& shipment) const {
   const int tokens = job.plan.tokens;
   return {.prompt_tokens = static_cast<std::uint32_t>(tokens),
-          .payload_bytes = result.payload_bytes,
-          .header_bytes = std::uint64_t{result.chunks} * transport::kChunkHeaderBytes +
-                          transport::kControlHeaderBytes,
+          .payload_bytes = shipment.payload_bytes,
+          .header_bytes = std::uint64_t{shipment.chunks} * transport::kChunkHeaderBytes,
           .raw16_bytes = codec::Raw16HandoffBytes(tokens, geometry_),
-          .chunks = result.chunks,
-          .resent_chunks = result.resent_chunks,
-          .transport = result.transport,
-          .prefill_time = job.prefill_end - job.prefill_begin,
-          .exposed_time = clock_.Now() - job.prefill_end};
+          .chunks = shipment.chunks,
+          .resent_chunks = shipment.resent_chunks,
+          .transport = shipment.transport,
+          .prefill_time = job.prefill_end - job.prefill_begin};
 }
 
 void Engine::RunEngine() {
@@ -265,9 +268,15 @@ absl::Status Engine::Compute(const JobPtr& job) {
   const std::int32_t token = model::SampleToken(session->logits(), request.sampling, request.tokens,
                                                 static_cast<std::uint32_t>(request.tokens.size()));
   const MonoTime end = clock_.Now();
-  job->observer->OnFirstToken(token);
+  const Shipment shipment = data_plane_.Shipped(request.transfer_id);
+  HandoffSummary so_far;
+  {
+    absl::MutexLock lock(&mutex_);
+    job->prefill_end = end;
+    so_far = Summarize(*job, shipment);
+  }
+  job->observer->OnFirstToken(token, so_far);
   absl::MutexLock lock(&mutex_);
-  job->prefill_end = end;
   job->first_token = token;  // lets the encoder commit
   return absl::OkStatus();
 }

@@ -41,8 +41,9 @@ struct JobRequest {
   model::SamplingParams sampling;
 };
 
-// What one hand-off moved, and when.
+// What one hand-off moved, and when. Before adoption: what it has moved so far.
 struct HandoffSummary {
+  bool adopted = false;
   std::uint32_t prompt_tokens = 0;
   std::uint64_t payload_bytes = 0;
   std::uint64_t header_bytes = 0;
@@ -51,7 +52,7 @@ struct HandoffSummary {
   std::uint32_t resent_chunks = 0;
   std::string transport;
   absl::Duration prefill_time;
-  absl::Duration exposed_time;  // end of prefill to adopted
+  absl::Duration exposed_time;  // end of prefill to adopted; zero before
 };
 
 // Who asked. Thread: calls come from several threads, perhaps at once, and what comes after
@@ -60,7 +61,7 @@ class JobObserver {
  public:
   virtual ~JobObserver() = default;
   virtual void OnProgress(std::uint32_t tokens_done) = 0;
-  virtual void OnFirstToken(std::int32_t token) = 0;
+  virtual void OnFirstToken(std::int32_t token, const HandoffSummary& so_far) = 0;
   // Once: decode has adopted everything, or why not.
   virtual void OnFinished(const absl::StatusOr<HandoffSummary>& result) = 0;
 };
@@ -131,7 +132,8 @@ class Engine {
   absl::StatusOr<std::int32_t> AwaitFirstToken(Job& job);
   // The first reason stands. OK: adopted.
   void Finish(const JobPtr& job, const TransferResult& result);
-  HandoffSummary Summarize(const Job& job, const TransferResult& result) const
+  // Before adoption.
+  HandoffSummary Summarize(const Job& job, const Shipment& shipment) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const EngineOptions options_;

@@ -44,9 +44,10 @@ class RunCall final : public grpc::ServerWriteReactor<v1::PrefillEvent>,
     event.mutable_progress()->set_tokens_done(tokens_done);
     Push(std::move(event), std::nullopt);
   }
-  void OnFirstToken(std::int32_t token) override {
+  void OnFirstToken(std::int32_t token, const HandoffSummary& so_far) override {
     v1::PrefillEvent event;
     event.mutable_first_token()->set_id(token);
+    FillStats(so_far, *event.mutable_first_token()->mutable_handoff());
     Push(std::move(event), std::nullopt);
   }
   void OnFinished(const absl::StatusOr<HandoffSummary>& result) override {

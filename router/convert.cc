@@ -91,13 +91,6 @@ v1::PrefillRequest MakePrefillRequest(const GenerateSpec& spec, const v1::Grant&
 }
 
 void FillHandoff(const v1::HandoffStats& message, Handoff& handoff) {
-  handoff.prompt_tokens = message.prompt_tokens();
-  handoff.payload_bytes = message.payload_bytes();
-  handoff.header_bytes = message.header_bytes();
-  handoff.raw16_bytes = message.raw16_bytes();
-  handoff.chunks = message.chunks();
-  handoff.resent_chunks = message.resent_chunks();
-  handoff.transport = message.transport();
   // Only prefill knows the times, and either side may report last.
   if (message.has_prefill_time()) {
     handoff.prefill_time =
@@ -107,6 +100,15 @@ void FillHandoff(const v1::HandoffStats& message, Handoff& handoff) {
     handoff.exposed_time =
         rpc::ToDuration("exposed_time", message.exposed_time()).value_or(absl::ZeroDuration());
   }
+  if (handoff.adopted && !message.adopted()) return;  // how far it was at the first token: old news
+  handoff.adopted = message.adopted();
+  handoff.prompt_tokens = message.prompt_tokens();
+  handoff.payload_bytes = message.payload_bytes();
+  handoff.header_bytes = message.header_bytes();
+  handoff.raw16_bytes = message.raw16_bytes();
+  handoff.chunks = message.chunks();
+  handoff.resent_chunks = message.resent_chunks();
+  handoff.transport = message.transport();
 }
 
 void FillEnd(const AnswerEnd& end, v1::Finished& message) {
@@ -124,7 +126,10 @@ void FillEnd(const AnswerEnd& end, v1::Finished& message) {
   handoff.set_resent_chunks(end.handoff.resent_chunks);
   handoff.set_transport(end.handoff.transport);
   *handoff.mutable_prefill_time() = rpc::ToProto(end.handoff.prefill_time);
-  *handoff.mutable_exposed_time() = rpc::ToProto(end.handoff.exposed_time);
+  handoff.set_adopted(end.handoff.adopted);
+  if (end.handoff.adopted) {
+    *handoff.mutable_exposed_time() = rpc::ToProto(end.handoff.exposed_time);
+  }
   message.set_attempts(end.attempts);
   message.set_prefill_worker(end.prefill_worker);
   message.set_decode_worker(end.decode_worker);

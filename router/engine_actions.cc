@@ -122,6 +122,7 @@ void Engine::OnDecodeEvent(const RunPtr& run, RouteSerial serial, const v1::Toke
 void Engine::OnPrefillEvent(const RunPtr& run, RouteSerial serial, const v1::PrefillEvent& event) {
   switch (event.event_case()) {
     case v1::PrefillEvent::kFirstToken:
+      FillHandoff(event.first_token().handoff(), run->handoff);
       Apply(run, run->machine.OnFirstToken(serial, event.first_token().id(), loop_.Now()));
       return;
     case v1::PrefillEvent::kCommitted:

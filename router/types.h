@@ -24,8 +24,9 @@ struct GenerateSpec {
   MonoTime deadline = absl::InfiniteDuration();
 };
 
-// What one hand-off moved, as the workers report it.
+// What one hand-off moved, as the workers report it; not adopted: until the first token.
 struct Handoff {
+  bool adopted = false;
   std::uint32_t prompt_tokens = 0;
   std::uint64_t payload_bytes = 0;
   std::uint64_t header_bytes = 0;

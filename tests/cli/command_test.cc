@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "cli/child_process.h"
@@ -103,6 +104,25 @@ TEST_F(CommandTest, GenerateJsonIsOneEventPerLine) {
   EXPECT_EQ(events.back(), "finished");
   EXPECT_LE(tokens, 8u);
   EXPECT_GE(tokens, 1u);
+}
+
+// An answer of one token ends with what prefill sampled: mostly before decode has the cache.
+TEST_F(CommandTest, OneTokenSaysWhetherThereWasAHandoff) {
+  const std::string generate = Kvferry() + " generate" + flags_ + "--prompt 'Hello' --max-tokens 1";
+  const Ran table = RunShell(generate);
+  EXPECT_EQ(table.exit_code, kExitOk) << table.out;
+  const bool none = absl::StrContains(table.out, "none: the answer ended before it");
+  EXPECT_NE(none, absl::StrContains(table.out, "times as much")) << table.out;
+  const Ran ran = RunShell(generate + " --output json");
+  ASSERT_EQ(ran.exit_code, kExitOk) << ran.out;
+  const std::vector<std::string> lines = absl::StrSplit(ran.out, '\n', absl::SkipEmpty());
+  const nlohmann::json finished = nlohmann::json::parse(lines.back());
+  EXPECT_EQ(finished["completion_tokens"], 1);
+  EXPECT_GT(finished["prompt_tokens"], 0);
+  EXPECT_GT(finished["handoff"]["raw16_bytes"], 0);
+  EXPECT_NE(finished["handoff"]["transport"], "");
+  const bool adopted = finished["handoff"]["adopted"];
+  EXPECT_TRUE(adopted || finished["handoff"]["exposed_time_s"] == 0.0) << ran.out;
 }
 
 TEST_F(CommandTest, StatusShowsWorkersAndPools) {

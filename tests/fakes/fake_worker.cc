@@ -222,7 +222,10 @@ grpc::Status FakeDecode::Generate(grpc::ServerContext& context, const v1::RunReq
   }
   v1::TokenEvent event;
   event.mutable_adopted()->set_first_token(*first);
-  event.mutable_adopted()->mutable_handoff()->set_prompt_tokens(request.tokens_size());
+  v1::HandoffStats& handoff = *event.mutable_adopted()->mutable_handoff();
+  handoff.set_prompt_tokens(request.tokens_size());
+  handoff.set_payload_bytes(kPayloadBytes);
+  handoff.set_adopted(true);
   writer.Write(event);
   for (int i = 1; i < static_cast<int>(request.max_new_tokens()); ++i) {
     if (break_after >= 0 && i > break_after) return break_status;
@@ -263,13 +266,18 @@ grpc::Status FakePrefill::Prefill(grpc::ServerContext& context, const v1::Prefil
   const std::int32_t first = TokenAt(static_cast<std::uint32_t>(request.tokens_size()));
   v1::PrefillEvent event;
   event.mutable_first_token()->set_id(first);
+  v1::HandoffStats& so_far = *event.mutable_first_token()->mutable_handoff();
+  so_far.set_prompt_tokens(request.tokens_size());
+  so_far.set_payload_bytes(kFirstTokenBytes);
+  so_far.set_transport("fake");
   writer.Write(event);
   if (!Await(context, [&] { return !hang_before_commit; })) return grpc::Status::CANCELLED;
   options_.data_plane->Commit(request.grant().transfer_id(), first);
   v1::HandoffStats& handoff = *event.mutable_committed()->mutable_handoff();
   handoff.set_prompt_tokens(request.tokens_size());
-  handoff.set_payload_bytes(4096);
+  handoff.set_payload_bytes(kPayloadBytes);
   handoff.set_chunks(1);
+  handoff.set_adopted(true);
   writer.Write(event);
   return grpc::Status::OK;
 }

@@ -23,6 +23,10 @@ namespace kvferry::fakes {
 // The one true token of a position: what every worker that is not told to lie generates.
 std::int32_t TokenAt(std::uint32_t position);
 
+// What every hand-off has moved at the first token, and in all.
+inline constexpr std::uint64_t kFirstTokenBytes = 1024;
+inline constexpr std::uint64_t kPayloadBytes = 4096;
+
 // Stands for the data plane: which transfers prefill has committed.
 class FakeDataPlane {
  public:

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
+#include "rpc/convert.h"
 #include "rpc/status.h"
 #include "tests/integration/cluster.h"
 #include "tests/integration/reference.h"
@@ -102,11 +103,31 @@ TEST_F(ServingTest, HandoffMovesWhatTheFormulaSays) {
   const Answer answer = cluster_->Generate(GreedyRequest(LongPrompt(60), 4));
   ASSERT_TRUE(answer.status.ok()) << answer.status;
   const v1::HandoffStats& handoff = answer.finished.handoff();
+  EXPECT_TRUE(handoff.adopted());
   EXPECT_EQ(handoff.prompt_tokens(), answer.finished.prompt_tokens());
   EXPECT_EQ(handoff.payload_bytes(), handoff.raw16_bytes())
       << "the fp16 codec ships exactly the 16-bit cache";
   EXPECT_LE(handoff.header_bytes() * 100, handoff.payload_bytes());
   EXPECT_EQ(handoff.resent_chunks(), 0u);
+}
+
+// Nobody needs the cache of an answer that ends with the token that prefill samples. Decode may
+// have adopted it all the same before the router heard of the token.
+TEST_F(ServingTest, OneTokenSaysWhatItsHandOffMoved) {
+  const Answer answer = cluster_->Generate(GreedyRequest(LongPrompt(20), 1));
+  ASSERT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.ids.size(), 1u);
+  const v1::HandoffStats& handoff = answer.finished.handoff();
+  EXPECT_EQ(handoff.prompt_tokens(), answer.finished.prompt_tokens());
+  EXPECT_GT(handoff.raw16_bytes(), 0u);
+  EXPECT_GT(rpc::ToSeconds(handoff.prefill_time()), 0);
+  EXPECT_FALSE(handoff.transport().empty());
+  EXPECT_EQ(handoff.has_exposed_time(), handoff.adopted());
+  EXPECT_LE(handoff.payload_bytes(), handoff.raw16_bytes());
+  if (handoff.adopted()) {
+    EXPECT_EQ(handoff.payload_bytes(), handoff.raw16_bytes());
+  }
+  ExpectAllFree();
 }
 
 // Kinds of block beside KVB on the same path, past a flush of the window. The nqkv rule keeps no

@@ -211,6 +211,9 @@ TEST(BlockSender, KeepsWithinCreditsAndCommitsAfterTheLastPost) {
   Harness h = Sending(4);
   ASSERT_TRUE(h.Commit().ok());
   EXPECT_EQ(h.Take(), "chunk 0, chunk 1");
+  EXPECT_EQ(h.sender.chunks(), 4u);
+  EXPECT_EQ(h.sender.posted_chunks(), 2u);
+  EXPECT_EQ(h.sender.posted_bytes(), 2 * kBytes);
   ASSERT_TRUE(h.Done(0).ok());
   EXPECT_EQ(h.Take(), "") << "a completed send gives no credit";
   ASSERT_TRUE(h.Ack(0).ok());

@@ -127,8 +127,30 @@ TEST_F(DataPlaneTest, DeliversATransfer) {
   ASSERT_TRUE(plane_->Commit(transfer.id, 7).ok());
   ASSERT_TRUE(Wait(transfer).ok());
   CheckReceived(transfer, 10);
-  EXPECT_EQ(transfer.result.chunks, 10u);
-  EXPECT_EQ(transfer.result.resent_chunks, 0u);
+  EXPECT_EQ(transfer.result.shipment.chunks, 10u);
+  EXPECT_EQ(transfer.result.shipment.resent_chunks, 0u);
+  EXPECT_EQ(transfer.result.shipment.transport, "loopback");
+  std::uint64_t bytes = 0;
+  for (std::uint32_t chunk = 0; chunk < 10; ++chunk) bytes += SizeOf(chunk);
+  EXPECT_EQ(transfer.result.shipment.payload_bytes, bytes);
+}
+
+TEST_F(DataPlaneTest, TellsWhatATransferHasShippedSoFar) {
+  Start({.ack_deadline = absl::Seconds(10), .progress_limit = absl::Seconds(60)});
+  receiver_.Behave({.silent = true});
+  Pending transfer;
+  ASSERT_TRUE(Open(transfer, 2).ok());
+  EXPECT_EQ(plane_->Shipped(transfer.id).transport, "loopback");
+  EXPECT_EQ(plane_->Shipped(transfer.id).chunks, 0u);
+  for (std::uint32_t chunk = 0; chunk < 3; ++chunk) ASSERT_TRUE(Send(transfer, chunk).ok());
+  EXPECT_EQ(plane_->Shipped(transfer.id).chunks, 2u) << "two credits, and nothing is answered";
+  EXPECT_EQ(plane_->Shipped(transfer.id).payload_bytes, SizeOf(0) + SizeOf(1));
+  receiver_.Behave({});
+  plane_->Abort(transfer.id, absl::CancelledError("enough"));
+  EXPECT_EQ(Wait(transfer).code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(transfer.result.shipment.chunks, 2u);
+  EXPECT_TRUE(plane_->WaitIdle(absl::Seconds(10)));
+  EXPECT_EQ(plane_->Shipped(transfer.id).transport, "") << "it is over";
 }
 
 TEST_F(DataPlaneTest, SurvivesABadNetwork) {
@@ -159,7 +181,7 @@ TEST_F(DataPlaneTest, BadChecksEndWithDataLoss) {
   ASSERT_TRUE(Open(transfer).ok());
   ASSERT_TRUE(Send(transfer, 0).ok());
   EXPECT_EQ(Wait(transfer).code(), absl::StatusCode::kDataLoss);
-  EXPECT_EQ(transfer.result.resent_chunks, 3u);
+  EXPECT_EQ(transfer.result.shipment.resent_chunks, 3u);
   EXPECT_TRUE(receiver_.Wait(transfer.id, [](const auto& t) { return t.aborted; }));
   EXPECT_EQ(Send(transfer, 1).ok(), false);
 }

@@ -27,9 +27,10 @@ class Observer final : public JobObserver {
     absl::MutexLock lock(&mutex);
     progress.push_back(tokens_done);
   }
-  void OnFirstToken(std::int32_t token) override {
+  void OnFirstToken(std::int32_t token, const HandoffSummary& summary) override {
     absl::MutexLock lock(&mutex);
     first_token = token;
+    so_far = summary;
   }
   void OnFinished(const absl::StatusOr<HandoffSummary>& r) override {
     absl::MutexLock lock(&mutex);
@@ -48,6 +49,7 @@ class Observer final : public JobObserver {
   absl::Mutex mutex;
   std::vector<std::uint32_t> progress;
   std::int32_t first_token = -1;
+  HandoffSummary so_far;
   std::optional<absl::StatusOr<HandoffSummary>> result;
 };
 
@@ -184,7 +186,16 @@ TEST_F(EngineTest, ShipsEveryByteOfThePlan) {
       EXPECT_EQ(summary->transport, "loopback");
       EXPECT_GT(summary->prefill_time, absl::ZeroDuration());
       EXPECT_GT(summary->exposed_time, absl::ZeroDuration());
+      EXPECT_TRUE(summary->adopted);
       EXPECT_EQ(observer->first_token, tokens);
+      EXPECT_FALSE(observer->so_far.adopted);
+      EXPECT_EQ(observer->so_far.prompt_tokens, summary->prompt_tokens);
+      EXPECT_EQ(observer->so_far.raw16_bytes, summary->raw16_bytes);
+      EXPECT_LE(observer->so_far.payload_bytes, summary->payload_bytes);
+      EXPECT_LE(observer->so_far.chunks, summary->chunks);
+      EXPECT_EQ(observer->so_far.transport, "loopback");
+      EXPECT_EQ(observer->so_far.prefill_time, summary->prefill_time);
+      EXPECT_EQ(observer->so_far.exposed_time, absl::ZeroDuration());
       EXPECT_EQ(receiver_.Get(request.transfer_id).first_token, tokens);
       ASSERT_FALSE(observer->progress.empty());
       EXPECT_EQ(observer->progress.back(), static_cast<std::uint32_t>(tokens));

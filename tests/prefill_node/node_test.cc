@@ -141,6 +141,9 @@ TEST_F(NodeTest, StreamsProgressFirstTokenAndCommit) {
   EXPECT_EQ(outcome.events[0].progress().tokens_done(), 128u);
   EXPECT_EQ(outcome.events[2].progress().tokens_done(), 300u);
   EXPECT_EQ(outcome.events[3].first_token().id(), 300);
+  EXPECT_FALSE(outcome.events[3].first_token().handoff().adopted());
+  EXPECT_EQ(outcome.events[3].first_token().handoff().prompt_tokens(), 300u);
+  EXPECT_TRUE(outcome.events[4].committed().handoff().adopted());
   EXPECT_EQ(outcome.events[4].committed().handoff().prompt_tokens(), 300u);
   EXPECT_TRUE(receiver_.Get(IdOf(request)).adopted);
   EXPECT_TRUE(Run(Request(10)).status.ok());

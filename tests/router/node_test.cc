@@ -62,6 +62,30 @@ TEST_F(NodeTest, OneTokenAndManyStreams) {
   EXPECT_TRUE(Eventually([&] { return decode->held() + decode1->held() == 0; }));
 }
 
+TEST_F(NodeTest, AnAnswerOfTheFirstTokenAloneSaysThatThereWasNoHandOff) {
+  const auto decode = Decode("d0");
+  const auto prefill = Prefill("p0");
+  AwaitWorkers(2);
+  prefill->hang_before_commit = true;
+  v1::GenerateRequest stopped = Request(5);
+  stopped.add_stop_tokens(fakes::TokenAt(kPromptTokens));
+  for (const v1::GenerateRequest& request : {Request(1), stopped}) {
+    const Answer answer = Generate(request);
+    ExpectTrue(answer, 1);
+    const v1::HandoffStats& handoff = answer.finished.handoff();
+    EXPECT_FALSE(handoff.adopted());
+    EXPECT_FALSE(handoff.has_exposed_time());
+    EXPECT_EQ(handoff.prompt_tokens(), 3u);
+    EXPECT_EQ(handoff.payload_bytes(), fakes::kFirstTokenBytes);
+    EXPECT_EQ(handoff.transport(), "fake");
+  }
+  prefill->hang_before_commit = false;
+  const v1::HandoffStats handoff = Generate(Request(5)).finished.handoff();
+  EXPECT_TRUE(handoff.adopted());
+  EXPECT_EQ(handoff.payload_bytes(), fakes::kPayloadBytes);
+  EXPECT_TRUE(Eventually([&] { return decode->held() == 0; }));
+}
+
 TEST_F(NodeTest, StopStringAndStopToken) {
   const auto decode = Decode("d0");
   const auto prefill = Prefill("p0");

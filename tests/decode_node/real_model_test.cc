@@ -109,7 +109,8 @@ TEST(RealModelTest, BatchedTokensEqualThoseOfPlainAttention) {
     EXPECT_EQ(first_token, references[i].ids[0]);
   }
   HostStepRunner runner(*model, *store, *backend);
-  Engine engine(runner, *store, Clock::Steady(), *metrics);
+  DeviceWatch watch({}, {});
+  Engine engine(runner, *store, watch, Clock::Steady(), *metrics);
   std::vector<std::shared_ptr<Tokens>> answers;
   for (SequenceRequest& request : requests) {
     answers.push_back(std::make_shared<Tokens>());

@@ -442,16 +442,20 @@ class UcxTransport final : public Transport {
     UseRegion(landing.slot, params);
     params.cb.recv_am = &UcxTransport::OnReceived;
     params.user_data = receive.get();
+    // Counted before: a receive that fails at once ends in OnReceived, which deletes it, in there.
+    UcxPeer* const peer = peers_.Find(from);
+    const int on_device = receive->on_device ? 1 : 0;
+    if (peer != nullptr) ++peer->receives;
+    device_receives_ += on_device;
+    ReceiveOp* const posted = receive.release();
     const ucs_status_ptr_t request =
         ucp_am_recv_data_nbx(worker_.get(), descriptor, landing.slot.data(), bytes, &params);
-    if (UCS_PTR_IS_ERR(request)) {
-      sink_.OnPayload(from, landing.cookie, FromUcs(UCS_PTR_STATUS(request), "receive a chunk"));
-      return UCS_OK;
-    }
-    if (UcxPeer* peer = peers_.Find(from)) ++peer->receives;
-    if (receive->on_device) ++device_receives_;
-    static_cast<void>(receive.release());  // OnReceived takes it back
-    return UCS_INPROGRESS;
+    if (!UCS_PTR_IS_ERR(request)) return UCS_INPROGRESS;
+    receive.reset(posted);
+    if (peer != nullptr) --peer->receives;
+    device_receives_ -= on_device;
+    sink_.OnPayload(from, landing.cookie, FromUcs(UCS_PTR_STATUS(request), "receive a chunk"));
+    return UCS_OK;
   }
 
   static void OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {

@@ -18,8 +18,12 @@ names=("$@")
 library=$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 read -ra sources <<<"${PYTHON_SOURCES:-$library/asyncio $library/email $library/unittest}"
 bin=$(realpath "${BIN:-$here/bin}")
-# shellcheck disable=SC1091
-[ ! -f "$here/env.sh" ] || source "$here/env.sh"
+if [ -f "$here/env.sh" ]; then
+  set +e # it says itself what is missing
+  # shellcheck disable=SC1091
+  source "$here/env.sh"
+  set -e
+fi
 if [ -f "$here/commit.txt" ]; then
   KVFERRY_COMMIT=$(head -1 "$here/commit.txt")
   export KVFERRY_COMMIT

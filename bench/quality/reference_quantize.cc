@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -11,6 +11,8 @@
 
 namespace kvferry::bench {
 namespace {
+
+constexpr int kMostTableBits = 4;
 
 at::Tensor ToHalfAndBack(const at::Tensor& x) { return x.to(at::kHalf).to(at::kFloat); }
 
@@ -157,7 +159,9 @@ at::Tensor Hadamard(std::int64_t size, const at::Tensor& like) {
 
 }  // namespace
 
-at::Tensor LloydMaxLevels(int bits) {
+namespace {
+
+at::Tensor MakeLloydMaxLevels(int bits) {
   const int count = 1 << bits;
   std::vector<double> levels(count);
   for (int i = 0; i < count; ++i) levels[i] = 4.0 * (i + 0.5) / count - 2;
@@ -171,6 +175,18 @@ at::Tensor LloydMaxLevels(int bits) {
     }
   }
   return at::tensor(at::ArrayRef<double>(levels)).to(at::kFloat);
+}
+
+}  // namespace
+
+at::Tensor LloydMaxLevels(int bits) {
+  static const std::array<at::Tensor, kMostTableBits> tables = [] {
+    std::array<at::Tensor, kMostTableBits> made;
+    for (int i = 0; i < kMostTableBits; ++i) made[i] = MakeLloydMaxLevels(i + 1);
+    return made;
+  }();
+  TORCH_CHECK(bits >= 1 && bits <= kMostTableBits, "no table of ", bits, " bits");
+  return tables[bits - 1];
 }
 
 at::Tensor QuantizeDequantize(const at::Tensor& x, const TensorScheme& scheme, int block_tokens,

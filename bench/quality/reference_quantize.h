@@ -19,7 +19,7 @@ at::Tensor QuantizeDequantize(const at::Tensor& x, const TensorScheme& scheme, i
                               const Rotations& rotations);
 
 // Levels of least squared error for the normal distribution of variance 1 (Lloyd, Max 1960), 2^bits
-// of them, ascending.
+// of them, ascending; 1 to 4 bits.
 at::Tensor LloydMaxLevels(int bits);
 
 }  // namespace kvferry::bench

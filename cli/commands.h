@@ -14,5 +14,6 @@ void AddInspect(CLI::App& app);
 void AddCodecs(CLI::App& app);
 void AddCerts(CLI::App& app);
 void AddBench(CLI::App& app);
+void AddCalibrate(CLI::App& app);
 
 }  // namespace kvferry::cli

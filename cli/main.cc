@@ -29,6 +29,7 @@ Exit codes: 0 done, 1 failed, 2 wrong flags or request, 3 nobody answers or time
   kvferry::cli::AddCodecs(app);
   kvferry::cli::AddCerts(app);
   kvferry::cli::AddBench(app);
+  kvferry::cli::AddCalibrate(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::RuntimeError& error) {

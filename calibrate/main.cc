@@ -1,0 +1,23 @@
+// kvferry-calibrate: what codecs need to know of a model. `kvferry calibrate` starts it.
+#include <CLI/CLI.hpp>
+
+#include "calibrate/commands.h"
+#include "cli/output.h"
+#include "common/restart.h"
+
+// Outside the try, CLI11 throws only for flags that we define wrongly.
+// NOLINTNEXTLINE(bugprone-exception-escape)
+int main(int argc, char** argv) {
+  kvferry::KeepOpenMpFromSpinning(argv);
+  CLI::App app("Find what a codec needs to know of a model of yours, from a text of yours.",
+               "kvferry calibrate");
+  app.require_subcommand(1);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();  // already printed
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kvferry::cli::kExitOk : kvferry::cli::kExitUsage;
+  }
+  return kvferry::cli::kExitOk;
+}

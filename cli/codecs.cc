@@ -13,6 +13,7 @@
 #include "kvcodec/codec.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "kvcodec/plan.h"
+#include "kvcodec/profile.h"
 #include "model/config_reader.h"
 
 namespace kvferry::cli {
@@ -33,6 +34,7 @@ struct Row {
   double handoff_bytes = 0;    // of `tokens` tokens, sinks and window included
   double raw16_bytes = 0;
   std::vector<std::string> backends;
+  bool fits = true;  // the model; a profile may not, and then has bits_per_value alone
 };
 
 absl::StatusOr<codec::CacheGeometry> Geometry(const CodecsFlags& flags) {
@@ -45,6 +47,8 @@ absl::StatusOr<codec::CacheGeometry> Geometry(const CodecsFlags& flags) {
 absl::StatusOr<Row> Describe(const codec::Codec& codec, const codec::CacheGeometry& geometry,
                              int tokens, const codec::Backend& backend) {
   Row row{.codec = codec, .bits_per_value = codec.BitsPerValue(geometry.head_dim)};
+  row.fits = codec.FitsModel(geometry.layers).ok();
+  if (!row.fits) return row;
   bool supported = true;
   for (int layer = 0; layer < geometry.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, geometry.head_dim));
@@ -63,7 +67,7 @@ absl::StatusOr<std::vector<Row>> DescribeAll(const CodecsFlags& flags,
                                              const codec::CacheGeometry& geometry) {
   std::vector<codec::Codec> codecs;
   for (const std::string& name : flags.names) {
-    KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::FindCodec(name));
+    KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::OpenCodec(name));
     codecs.push_back(std::move(codec));
   }
   if (codecs.empty()) codecs = codec::RegisteredCodecs();
@@ -81,6 +85,12 @@ void PrintTable(const std::vector<Row>& rows, const codec::CacheGeometry& geomet
                                                   absl::StrCat(tokens, " tokens"), "16 bit / this",
                                                   "sinks", "recent", "backends"}};
   for (const Row& row : rows) {
+    if (!row.fits) {
+      table.push_back({row.codec.name, absl::StrFormat("%.3f", row.bits_per_value), "-", "-", "-",
+                       absl::StrCat(row.codec.window.sinks), absl::StrCat(row.codec.window.recent),
+                       absl::StrCat("(for models of ", row.codec.model_layers, " layers)")});
+      continue;
+    }
     table.push_back({row.codec.name + (row.codec.name == codec::kDefaultCodec ? " (default)" : ""),
                      absl::StrFormat("%.3f", row.bits_per_value),
                      absl::StrFormat("%.0f", row.bytes_per_token), FormatBytes(row.handoff_bytes),
@@ -99,15 +109,19 @@ void PrintJson(const std::vector<Row>& rows, const codec::CacheGeometry& geometr
                          {"head_dim", geometry.head_dim},
                          {"tokens", tokens}};
   for (const Row& row : rows) {
-    json["codecs"].push_back({{"name", row.codec.name},
-                              {"hash", absl::StrFormat("%016x", row.codec.Hash())},
-                              {"bits_per_value", row.bits_per_value},
-                              {"bytes_per_token", row.bytes_per_token},
-                              {"handoff_bytes", row.handoff_bytes},
-                              {"raw16_bytes", row.raw16_bytes},
-                              {"sinks", row.codec.window.sinks},
-                              {"recent", row.codec.window.recent},
-                              {"backends", row.backends}});
+    nlohmann::json codec = {{"name", row.codec.name},
+                            {"hash", absl::StrFormat("%016x", row.codec.Hash())},
+                            {"bits_per_value", row.bits_per_value},
+                            {"sinks", row.codec.window.sinks},
+                            {"recent", row.codec.window.recent},
+                            {"backends", row.backends}};
+    if (row.codec.model_layers > 0) codec["model_layers"] = row.codec.model_layers;
+    if (row.fits) {
+      codec["bytes_per_token"] = row.bytes_per_token;
+      codec["handoff_bytes"] = row.handoff_bytes;
+      codec["raw16_bytes"] = row.raw16_bytes;
+    }
+    json["codecs"].push_back(std::move(codec));
   }
   std::cout << json.dump(2) << '\n';
 }
@@ -148,7 +162,8 @@ void AddCodecs(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 24));
   command->footer(R"(Examples:
   kvferry codecs --model SmolLM2-135M-Instruct.Q4_1.gguf
-  kvferry codecs kivi-2-g64 "kivi-2-g64:recent=128,layer.0=8/8" --layers 80 --output json)");
+  kvferry codecs kivi-2-g64 "kivi-2-g64:recent=128,layer.0=8/8" --layers 80 --output json
+  kvferry codecs kvtuner:mine.json --model SmolLM2-135M-Instruct.Q4_1.gguf)");
   command->callback([flags] {
     if (const absl::Status done = ListCodecs(*flags); !done.ok())
       throw CLI::RuntimeError(Fail(done));

@@ -16,6 +16,7 @@
 #include "common/status_macros.h"
 #include "kvcodec/codec.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "kvcodec/profile.h"
 #include "transport/wire.h"
 
 namespace kvferry::cli {
@@ -66,7 +67,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 // The codec that the flag names, else the registered one with this hash.
 absl::StatusOr<codec::Codec> FindByHash(const std::string& name, std::uint64_t hash) {
   if (!name.empty()) {
-    KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::FindCodec(name));
+    KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::OpenCodec(name));
     if (codec.Hash() == hash) return codec;
     return absl::FailedPreconditionError(absl::StrFormat(
         "the chunk was made with codec hash %016x, %s has %016x", hash, name, codec.Hash()));
@@ -205,7 +206,7 @@ absl::Status InspectPage(const InspectFlags& flags, std::span<const std::byte> b
         "not a chunk; for a bare page pass --codec, --head-dim and --kv-heads (and --layer, if the "
         "codec has overrides)");
   }
-  KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(flags.codec));
+  KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::OpenCodec(flags.codec));
   KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(flags.layer, flags.head_dim));
   const std::size_t want = codec::PageBytes(spec, flags.kv_heads);
   if (bytes.size() != want) {

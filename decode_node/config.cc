@@ -7,7 +7,7 @@
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "decode_node/admission.h"
-#include "kvcodec/codec.h"
+#include "kvcodec/profile.h"
 #include "rpc/config_checks.h"
 #include "rpc/convert.h"
 
@@ -18,7 +18,7 @@ constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
 
 absl::Status CompletePool(v1::DecodeConfig& config) {
   if (config.codec().empty()) config.set_codec(std::string(codec::kDefaultCodec));
-  if (const auto codec = codec::FindCodec(config.codec()); !codec.ok()) {
+  if (const auto codec = codec::OpenCodec(config.codec()); !codec.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("codec is \"", config.codec(), "\": ", codec.status().message()));
   }

@@ -21,6 +21,7 @@
 #include "decode_node/host_step_runner.h"
 #include "decode_node/service.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "kvcodec/profile.h"
 #include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
@@ -254,7 +255,7 @@ class Node final : public DecodeNode {
       max_context_tokens_ = config_.max_context_tokens();
     }
     KVF_ASSIGN_OR_RETURN(memory_, MakeMemory(device_, config_, shape.layers));
-    KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(config_.codec()));
+    KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::OpenCodec(config_.codec()));
     KVF_ASSIGN_OR_RETURN(store_, CacheStore::Create({.codec = codec,
                                                      .geometry = {.layers = shape.layers,
                                                                   .kv_heads = shape.kv_heads,

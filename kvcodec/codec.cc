@@ -12,6 +12,7 @@
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "kvcodec/format.h"
+#include "kvcodec/profile.h"
 
 namespace kvferry::codec {
 namespace {
@@ -64,16 +65,38 @@ Codec Nqkv(std::string name, LutTable table) {
   return codec;
 }
 
+// All but the profiles, which are made from these.
+std::vector<Codec> PlainCodecs() {
+  return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
+          Plain("bf16", BlockKind::kRaw16, Raw16::kBf16),
+          Plain("int8", BlockKind::kInt8, Raw16::kFp16),
+          Plain("fp8", BlockKind::kFp8, Raw16::kFp16),
+          Nqkv("nqkv-nf4", LutTable::kNf4),
+          Nqkv("nf3", LutTable::kNf3),
+          Nqkv("lm3", LutTable::kLm3),
+          Nqkv("lm2", LutTable::kLm2),
+          Kivi("kivi-4", 4, 4),
+          Kivi("kivi-2", 2, 2),
+          Kivi("kivi-k4v2", 4, 2),
+          KiviG64("kivi-4-g64", 4, 4),
+          KiviG64("kivi-2-g64", 2, 2),
+          KiviG64("kivi-k4v2-g64", 4, 2)};
+}
+
 struct Parameter {
   absl::string_view key;
   absl::string_view allowed;
 };
 
 constexpr std::array kParameters = {
-    Parameter{"sinks", "0..4096"},        Parameter{"recent", "0..1048576"},
-    Parameter{"raw", "fp16, bf16"},       Parameter{"k_bits", "1, 2, 3, 4, 8"},
-    Parameter{"v_bits", "1, 2, 3, 4, 8"}, Parameter{"k_group", "32, 64"},
-    Parameter{"v_group", "32, 64, 128"},  Parameter{"layer.N", "K/V with bits of 1, 2, 3, 4, 8"},
+    Parameter{"sinks", "0..4096"},
+    Parameter{"recent", "0..1048576"},
+    Parameter{"raw", "fp16, bf16"},
+    Parameter{"k_bits", "1, 2, 3, 4, 8"},
+    Parameter{"v_bits", "1, 2, 3, 4, 8"},
+    Parameter{"k_group", "32, 64"},
+    Parameter{"v_group", "32, 64, 128"},
+    Parameter{"layer.N", "K/V with bits of 1, 2, 3, 4, 8, or 16/16"},
 };
 
 absl::Status BadParameter(absl::string_view codec, absl::string_view key, absl::string_view value,
@@ -92,9 +115,12 @@ absl::Status ScalarOnly(const Codec& codec, absl::string_view key) {
 bool ParseBitsPair(absl::string_view text, LayerOverride& bits) {
   const std::pair<absl::string_view, absl::string_view> sides =
       absl::StrSplit(text, absl::MaxSplits('/', 1));
-  return absl::SimpleAtoi(sides.first, &bits.k_bits) &&
-         absl::SimpleAtoi(sides.second, &bits.v_bits) && format::IsBits(bits.k_bits) &&
-         format::IsBits(bits.v_bits);
+  if (!absl::SimpleAtoi(sides.first, &bits.k_bits) ||
+      !absl::SimpleAtoi(sides.second, &bits.v_bits)) {
+    return false;
+  }
+  return (IsLayerBits(bits.k_bits) && IsLayerBits(bits.v_bits)) ||
+         bits == LayerOverride{kRawBits, kRawBits};
 }
 
 absl::Status SetLayer(Codec& codec, absl::string_view key, absl::string_view value) {
@@ -172,6 +198,8 @@ std::string CanonicalName(const Codec& base, const Codec& codec) {
   add("k_group", base.k_group_tokens, codec.k_group_tokens);
   add("v_group", base.v_group_channels, codec.v_group_channels);
   for (const auto& [layer, bits] : codec.layers) {
+    const auto was = base.layers.find(layer);
+    if (was != base.layers.end() && was->second == bits) continue;
     parts.push_back(absl::StrCat("layer.", layer, "=", bits.k_bits, "/", bits.v_bits));
   }
   if (parts.empty()) return base.name;
@@ -236,16 +264,21 @@ std::size_t BlockBytes(const BlockSpec& spec) {
       .bytes;
 }
 
+bool IsLayerBits(std::int64_t bits) {
+  return bits >= 1 && bits <= 8 && format::IsBits(static_cast<int>(bits));
+}
+
 absl::StatusOr<BlockSpec> Codec::ForLayer(int layer, int head_dim) const {
+  const auto found = layers.find(layer);
+  const LayerOverride bits = found == layers.end() ? LayerOverride{k_bits, v_bits} : found->second;
   BlockSpec spec;
-  spec.kind = kind;
+  spec.kind = bits.k_bits == kRawBits ? BlockKind::kRaw16 : kind;
   spec.head_dim = head_dim;
-  if (kind == BlockKind::kRaw16) spec.raw_type = raw_type;
-  if (kind == BlockKind::kLut) spec.table = table;
-  if (kind == BlockKind::kScalar) {
-    const auto found = layers.find(layer);
-    spec.k_bits = found == layers.end() ? k_bits : found->second.k_bits;
-    spec.v_bits = found == layers.end() ? v_bits : found->second.v_bits;
+  if (spec.kind == BlockKind::kRaw16) spec.raw_type = raw_type;
+  if (spec.kind == BlockKind::kLut) spec.table = table;
+  if (spec.kind == BlockKind::kScalar) {
+    spec.k_bits = bits.k_bits;
+    spec.v_bits = bits.v_bits;
     spec.k_group_tokens = k_group_tokens;
     spec.v_group_channels = v_group_channels;
     // The largest group that fits: 128 becomes 64 at head_dim 64 and 32 at head_dim 96.
@@ -279,27 +312,30 @@ std::uint64_t Codec::Hash() const {
   return hash.value();
 }
 
+absl::Status Codec::FitsModel(int of_model) const {
+  if (model_layers == 0 || model_layers == of_model) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codec ", name, " is a profile for a model of ",
+                                                 model_layers, " layers, this one has ", of_model,
+                                                 ": make one with `kvferry calibrate profile`"));
+}
+
 double Codec::BitsPerValue(int head_dim) const {
-  const absl::StatusOr<BlockSpec> spec = ForLayer(-1, head_dim);
-  if (!spec.ok()) return 0;
-  return 8.0 * static_cast<double>(BlockBytes(*spec)) / (2.0 * kBlockTokens * head_dim);
+  // Without a profile, of a layer that has no override.
+  const int first = model_layers == 0 ? -1 : 0;
+  const int count = std::max(1, model_layers);
+  double bytes = 0;
+  for (int layer = first; layer < first + count; ++layer) {
+    const absl::StatusOr<BlockSpec> spec = ForLayer(layer, head_dim);
+    if (!spec.ok()) return 0;
+    bytes += static_cast<double>(BlockBytes(*spec));
+  }
+  return 8.0 * bytes / count / (2.0 * kBlockTokens * head_dim);
 }
 
 std::vector<Codec> RegisteredCodecs() {
-  return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
-          Plain("bf16", BlockKind::kRaw16, Raw16::kBf16),
-          Plain("int8", BlockKind::kInt8, Raw16::kFp16),
-          Plain("fp8", BlockKind::kFp8, Raw16::kFp16),
-          Nqkv("nqkv-nf4", LutTable::kNf4),
-          Nqkv("nf3", LutTable::kNf3),
-          Nqkv("lm3", LutTable::kLm3),
-          Nqkv("lm2", LutTable::kLm2),
-          Kivi("kivi-4", 4, 4),
-          Kivi("kivi-2", 2, 2),
-          Kivi("kivi-k4v2", 4, 2),
-          KiviG64("kivi-4-g64", 4, 4),
-          KiviG64("kivi-2-g64", 2, 2),
-          KiviG64("kivi-k4v2-g64", 4, 2)};
+  std::vector<Codec> codecs = PlainCodecs();
+  for (const Codec& codec : BuiltInProfileCodecs()) codecs.push_back(codec);
+  return codecs;
 }
 
 std::uint64_t RegistryHash() {
@@ -314,20 +350,22 @@ std::uint64_t RegistryHash() {
 }
 
 absl::StatusOr<Codec> FindCodec(std::string_view name) {
-  const std::pair<absl::string_view, absl::string_view> parts =
-      absl::StrSplit(ToAbsl(name), absl::MaxSplits(':', 1));
-  const std::vector<Codec> codecs = RegisteredCodecs();
+  const bool is_profile = absl::StartsWith(ToAbsl(name), ToAbsl(kProfilePrefix));
+  const std::size_t colon = name.find(':', is_profile ? kProfilePrefix.size() : 0);
+  const absl::string_view base_name = ToAbsl(name.substr(0, colon));
+  const std::vector<Codec> codecs = is_profile ? BuiltInProfileCodecs() : PlainCodecs();
   const auto base = std::find_if(codecs.begin(), codecs.end(),
-                                 [&](const Codec& codec) { return parts.first == codec.name; });
+                                 [&](const Codec& codec) { return base_name == codec.name; });
   if (base == codecs.end()) {
     return absl::NotFoundError(absl::StrCat(
-        "unknown codec '", parts.first,
-        "', known: ", absl::StrJoin(codecs, ", ", [](std::string* out, const Codec& codec) {
-          *out += codec.name;
-        })));
+        "unknown codec '", base_name, "', known: ",
+        absl::StrJoin(RegisteredCodecs(), ", ",
+                      [](std::string* out, const Codec& codec) { *out += codec.name; })));
   }
   Codec codec = *base;
-  for (const absl::string_view parameter : absl::StrSplit(parts.second, ',', absl::SkipEmpty())) {
+  const absl::string_view parameters =
+      colon == std::string_view::npos ? absl::string_view() : ToAbsl(name.substr(colon + 1));
+  for (const absl::string_view parameter : absl::StrSplit(parameters, ',', absl::SkipEmpty())) {
     const std::pair<absl::string_view, absl::string_view> setting =
         absl::StrSplit(parameter, absl::MaxSplits('=', 1));
     KVF_RETURN_IF_ERROR(SetParameter(codec, setting.first, setting.second));

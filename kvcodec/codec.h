@@ -59,12 +59,16 @@ struct WindowSpec {
   bool operator==(const WindowSpec&) const = default;
 };
 
-// Bits of one layer where they differ from the codec's.
+// Bits of one layer where they differ from the codec's. 16 for both: that layer stays in 16 bits.
 struct LayerOverride {
   int k_bits = 0;
   int v_bits = 0;
   bool operator==(const LayerOverride&) const = default;
 };
+
+inline constexpr int kRawBits = 16;
+// Whether a layer's keys or values can have so many bits, beside kRawBits for both.
+bool IsLayerBits(std::int64_t bits);
 
 // A named way to store the cache. A codec is data: immutable, copyable, comparable.
 struct Codec {
@@ -78,22 +82,26 @@ struct Codec {
   LutTable table{};          // of kLut
   WindowSpec window;
   std::map<int, LayerOverride> layers;  // by layer index
+  int model_layers = 0;  // a profile's: the only number of layers that it is for; 0: any
 
   // The block of `layer` for heads of `head_dim` channels. kInvalidArgument: a combination that no
   // backend has.
   absl::StatusOr<BlockSpec> ForLayer(int layer, int head_dim) const;
   // Hash of every field that changes a byte. In each chunk header and in the fingerprint.
   std::uint64_t Hash() const;
-  // Bits per stored value in a compressed block, scales and mins included.
+  // kInvalidArgument: a profile that was made for a model of another shape.
+  absl::Status FitsModel(int model_layers) const;
+  // Bits per stored value in a compressed block, scales and mins included; of a profile, the mean
+  // over its layers.
   double BitsPerValue(int head_dim) const;
 };
 
 inline constexpr std::string_view kDefaultCodec = "kivi-4-g64";
 
 // Finds a codec by name, with parameters after a colon:
-// "kivi-2-g64:sinks=4,recent=128,layer.0=8/8". Keys: sinks, recent, k_bits, v_bits, k_group,
-// v_group, layer.N=K/V. kNotFound names the known codecs; kInvalidArgument names the parameter and
-// its allowed values.
+// "kivi-2-g64:sinks=4,recent=128,layer.0=8/8", "kvtuner:c3:recent=128". Keys: sinks, recent,
+// k_bits, v_bits, k_group, v_group, layer.N=K/V. kNotFound names the known codecs; kInvalidArgument
+// names the parameter and its allowed values.
 absl::StatusOr<Codec> FindCodec(std::string_view name);
 // All registered codecs, in the order in which to list them.
 std::vector<Codec> RegisteredCodecs();

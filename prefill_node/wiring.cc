@@ -81,8 +81,12 @@ std::vector<std::string> CodecNames(const codec::Quantizer& quantizer,
                                     const model::ModelConfig& config) {
   std::vector<std::string> names;
   for (const codec::Codec& codec : codec::RegisteredCodecs()) {
-    const absl::StatusOr<codec::BlockSpec> spec = codec.ForLayer(0, config.head_dim);
-    if (spec.ok() && quantizer.Supports(*spec).ok()) names.push_back(codec.name);
+    bool supported = codec.FitsModel(config.layers).ok();
+    for (int layer = 0; supported && layer < config.layers; ++layer) {
+      const absl::StatusOr<codec::BlockSpec> spec = codec.ForLayer(layer, config.head_dim);
+      supported = spec.ok() && quantizer.Supports(*spec).ok();
+    }
+    if (supported) names.push_back(codec.name);
   }
   return names;
 }

@@ -11,6 +11,7 @@
 #include "bench/quality/state_file.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
+#include "kvcodec/profile.h"
 
 namespace kvferry::bench {
 namespace {
@@ -139,7 +140,7 @@ absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list) {
   if (names.empty()) return absl::InvalidArgumentError("codecs: the list is empty");
   std::vector<codec::Codec> codecs;
   for (const std::string& name : names) {
-    KVF_ASSIGN_OR_RETURN(codecs.emplace_back(), codec::FindCodec(name));
+    KVF_ASSIGN_OR_RETURN(codecs.emplace_back(), codec::OpenCodec(name));
   }
   return codecs;
 }

@@ -1,6 +1,4 @@
 // kvferry-quality: what each codec does to a model's answers. `kvferry bench quality` starts it.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -9,8 +7,6 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "bench/quality/open_device.h"
 #include "bench/quality/output.h"
 #include "bench/quality/passkey.h"
@@ -18,9 +14,11 @@
 #include "bench/quality/report.h"
 #include "bench/report.h"
 #include "cli/output.h"
+#include "cli/progress_line.h"
 #include "common/restart.h"
 #include "common/status_macros.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "model/config_reader.h"
 
 namespace kvferry::bench {
 namespace {
@@ -103,32 +101,6 @@ Codecs that the device does not have are reported and left out.
 A run that was stopped goes on from its --state file.)");
 }
 
-// One line on stderr that is written over; not a terminal: a line whenever something new begins.
-class ProgressLine {
- public:
-  ~ProgressLine() { End(); }
-  void End() {
-    if (terminal_ && !what_.empty()) std::cerr << '\n';
-    what_.clear();
-  }
-  void Show(std::string_view what, int done, int all) {
-    const bool fresh = what != what_;
-    const absl::Time now = absl::Now();
-    if (!fresh && (!terminal_ || now - shown_ < absl::Milliseconds(200))) return;
-    what_ = what;
-    shown_ = now;
-    const std::string text =
-        absl::StrFormat("%7.1f s  %s %d/%d", absl::ToDoubleSeconds(now - start_), what_, done, all);
-    std::cerr << (terminal_ ? "\r\033[K" : "") << text << (terminal_ ? "" : "\n") << std::flush;
-  }
-
- private:
-  const bool terminal_ = isatty(STDERR_FILENO) != 0;
-  const absl::Time start_ = absl::Now();
-  absl::Time shown_ = absl::InfinitePast();
-  std::string what_;
-};
-
 nlohmann::json Setup(const Flags& flags, const codec::CacheGeometry& geometry, const Text& text) {
   const MeasureOptions& measure = flags.options.measure;
   return {{"model", flags.model.substr(flags.model.rfind('/') + 1)},
@@ -158,7 +130,10 @@ absl::StatusOr<std::vector<codec::Codec>> Codecs(const Flags& flags) {
   if (!flags.codecs.empty()) {
     KVF_ASSIGN_OR_RETURN(codecs, ParseCodecs(flags.codecs));
   } else {
+    KVF_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ReadModelConfig(flags.model));
     codecs = codec::RegisteredCodecs();
+    std::erase_if(codecs,
+                  [&](const codec::Codec& codec) { return !codec.FitsModel(config.layers).ok(); });
   }
   if (flags.sanity) {
     for (codec::Codec& codec : SanityCodecs()) codecs.push_back(std::move(codec));
@@ -233,7 +208,7 @@ absl::Status Run(Flags& flags, nlohmann::json report) {
                                                                       : model::ComputeType::kFp32,
                                    .threads = Threads(flags),
                                    .device = flags.device}));
-  ProgressLine line;
+  cli::ProgressLine line;
   const Measure::Progress progress = [&line](std::string_view what, int done, int all) {
     line.Show(what, done, all);
   };

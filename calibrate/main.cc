@@ -1,6 +1,7 @@
 // kvferry-calibrate: what codecs need to know of a model. `kvferry calibrate` starts it.
 #include <CLI/CLI.hpp>
 
+#include "bench/report.h"
 #include "calibrate/commands.h"
 #include "cli/output.h"
 #include "common/restart.h"
@@ -12,6 +13,7 @@ int main(int argc, char** argv) {
   CLI::App app("Find what a codec needs to know of a model of yours, from a text of yours.",
                "kvferry calibrate");
   app.require_subcommand(1);
+  kvferry::calibrate::AddProfile(app, kvferry::bench::ReportHeader("calibrate", argc, argv));
   try {
     app.parse(argc, argv);
   } catch (const CLI::RuntimeError& error) {

@@ -19,6 +19,8 @@ int main(int argc, char** argv) {
   kvferry codecs --model SmolLM2-135M-Instruct.Q4_1.gguf      what a token costs with each codec
   kvferry bench quality --model SmolLM2-135M-Instruct.Q4_1.gguf --text wiki.test.raw
                                                               what each codec does to the answers
+  kvferry calibrate profile --model m.gguf --text valid.txt --budget-bits 3.5 --out mine.json
+                                                              bits of each layer, for codec kvtuner:mine.json
 
 Exit codes: 0 done, 1 failed, 2 wrong flags or request, 3 nobody answers or time is up, 4 refused for now (try later),
 5 an operator must act (certificates, roles, fingerprints), 6 data did not pass its check.)");

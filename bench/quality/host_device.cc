@@ -1,10 +1,10 @@
 #include "bench/quality/host_device.h"
 
-#include <cmath>
 #include <utility>
 #include <vector>
 
 #include "bench/quality/cache_batch.h"
+#include "bench/quality/host_attention.h"
 #include "common/status_macros.h"
 #include "decode_node/host_cache_memory.h"
 #include "decode_node/host_step_runner.h"
@@ -25,7 +25,8 @@ class HostProbe final : public AttentionProbe, private model::DecodeAttention {
         exact_(exact),
         lossy_(lossy),
         lossy_out_(exact.size() * width()),
-        logits_(exact.size() * device.vocabulary()) {}
+        logits_(exact.size() * device.vocabulary()),
+        attention_(device) {}
 
   absl::StatusOr<std::span<const float>> Step(std::span<const std::int32_t> tokens,
                                               bool compare) override {
@@ -44,38 +45,13 @@ class HostProbe final : public AttentionProbe, private model::DecodeAttention {
 
   absl::Status AppendAndAttend(int layer, const float* q, const std::uint16_t* k,
                                const std::uint16_t* v, float* out) override {
-    Put(lossy_, layer, k, v);
-    Put(exact_, layer, k, v);
-    KVF_RETURN_IF_ERROR(Attend(exact_, layer, q, out));
+    attention_.Put(lossy_, layer, k, v);
+    attention_.Put(exact_, layer, k, v);
+    KVF_RETURN_IF_ERROR(attention_.Attend(exact_, layer, q, out));
     if (!compare_) return absl::OkStatus();
-    KVF_RETURN_IF_ERROR(Attend(lossy_, layer, q, lossy_out_.data()));
+    KVF_RETURN_IF_ERROR(attention_.Attend(lossy_, layer, q, lossy_out_.data()));
     Compare(layer, std::span(out, lossy_out_.size()), lossy_out_);
     return absl::OkStatus();
-  }
-
-  void Put(const CacheBatch& batch, int layer, const std::uint16_t* k,
-           const std::uint16_t* v) const {
-    const codec::CacheGeometry geometry = device_.geometry();
-    const std::size_t token = static_cast<std::size_t>(geometry.kv_heads) * geometry.head_dim;
-    for (decode::StoredSequence* cache : batch.caches()) {
-      cache->Put(layer, k, v);
-      k += token;
-      v += token;
-    }
-  }
-
-  absl::Status Attend(const CacheBatch& batch, int layer, const float* q, float* out) {
-    views_.clear();
-    for (const decode::StoredSequence* cache : batch.caches()) views_.push_back(cache->View(layer));
-    const codec::CacheGeometry geometry = device_.geometry();
-    return device_.quantizer().DecodeAttention(
-        {.spec = batch.store().cache().specs()[layer],
-         .q_heads = device_.model().config().q_heads,
-         .kv_heads = geometry.kv_heads,
-         .scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim)),
-         .sequences = views_,
-         .q = q,
-         .out = out});
   }
 
   const HostDevice& device_;
@@ -83,7 +59,7 @@ class HostProbe final : public AttentionProbe, private model::DecodeAttention {
   CacheBatch& lossy_;
   bool compare_ = false;
   std::vector<float> lossy_out_, logits_;
-  std::vector<codec::SequenceKv> views_;  // of one layer
+  HostAttention attention_;
 };
 
 }  // namespace

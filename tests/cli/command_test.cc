@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -237,6 +238,52 @@ TEST(BenchCommand, QualityMeasuresAModelAndGoesOnFromItsState) {
   EXPECT_EQ(RunShell(bench + " --device gpu").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench quality --no-such-flag").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench").exit_code, kExitUsage);
+}
+
+TEST(CalibrateCommand, ProfileFindsACodecAndGoesOnFromItsState) {
+  if (!std::filesystem::exists(ProgramFolder() + "/kvferry-calibrate")) {
+    GTEST_SKIP() << "built without KVFERRY_BENCH";
+  }
+  char folder[] = "/tmp/kvferry-cli.XXXXXX";
+  ASSERT_NE(mkdtemp(folder), nullptr);
+  const std::string file = absl::StrCat(folder, "/small.json");
+  const std::string calibrate = absl::StrCat(
+      Kvferry(), " calibrate profile --model ", kModel, " --text docs/protocol.md --out ", file,
+      " --passages 1 --prompt-tokens 140 --decode-tokens 3 --pairs 2/2,4/4 --population 8 "
+      "--generations 0 --repair-rounds 0");
+  const Ran table = RunShell(calibrate + " --budget-bits 3.5");
+  ASSERT_EQ(table.exit_code, kExitOk) << table.out;
+  EXPECT_THAT(table.out, HasSubstr("each layer alone"));
+  EXPECT_THAT(table.out, HasSubstr("K/V bits by layer: "));
+  const auto read = [&file] { return nlohmann::json::parse(std::ifstream(file)); };
+  const nlohmann::json json = read();
+  EXPECT_EQ(json["name"], "small");
+  EXPECT_EQ(json["layers"].size(), 30u);
+  EXPECT_LE(json["search"]["found"]["bits_per_value"], 3.5);
+  EXPECT_THAT(json["search"]["command"], HasSubstr("kvferry calibrate profile"));
+
+  const Ran codec =
+      RunShell(Kvferry() + " codecs --output json --model " + kModel + " kvtuner:" + file);
+  ASSERT_EQ(codec.exit_code, kExitOk) << codec.out;
+  EXPECT_EQ(nlohmann::json::parse(codec.out)["codecs"][0]["bits_per_value"],
+            json["search"]["found"]["bits_per_value"]);
+  // A profile of 30 layers is for no other number of them.
+  const Ran other = RunShell(Kvferry() + " codecs --layers 32 kvtuner:" + file);
+  EXPECT_THAT(other.out, HasSubstr("for models of 30 layers"));
+
+  const Ran refused = RunShell(calibrate + " --budget-bits 3.5");
+  EXPECT_EQ(refused.exit_code, kExitOperator);
+  EXPECT_THAT(refused.out, HasSubstr("--resume"));
+  const Ran again = RunShell(calibrate + " --budget-bits 3.5 --resume");
+  ASSERT_EQ(again.exit_code, kExitOk) << again.out;
+  EXPECT_EQ(read()["layers"], json["layers"]);
+  EXPECT_EQ(read()["search"]["found"], json["search"]["found"]);
+  std::filesystem::remove_all(folder);
+
+  EXPECT_EQ(RunShell(calibrate + " --budget-bits 3.5 --pairs 4/5").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(calibrate + " --budget-bits 3.5 --codec fp16").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(Kvferry() + " calibrate").exit_code, kExitUsage);
+  EXPECT_THAT(RunShell(Kvferry() + " calibrate profile --help").out, HasSubstr("--budget-bits"));
 }
 
 TEST(SampleConfigs, AreAccepted) {

@@ -24,7 +24,7 @@ MAY_INCLUDE = {
     "router": ["model", "kvcodec", "rpc", "common"],
     "cli": ["model", "kvcodec", "transport", "rpc", "common"],
     # Works offline, with what bench/quality measures.
-    "calibrate": ["bench", "cli", "model", "kvcodec", "common"],
+    "calibrate": ["bench", "cli", "model", "kvcache", "kvcodec", "common"],
 }
 
 # Third parties behind walls: what an include looks like, and which files may have it.

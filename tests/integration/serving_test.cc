@@ -1,4 +1,7 @@
+#include <array>
 #include <cmath>
+#include <cstdio>
+#include <fstream>
 #include <functional>
 #include <future>
 
@@ -147,6 +150,36 @@ TEST(ServingCodecTest, EveryKindOfBlockServes) {
     const absl::Status free = (*cluster)->AwaitAllFree(absl::Seconds(5));
     EXPECT_TRUE(free.ok()) << free;
   }
+}
+
+// Layers of different bits: pages of a row differ in size. Only the decode worker knows the file.
+TEST(ServingCodecTest, AProfileServesFromItsFile) {
+  const std::string path = ::testing::TempDir() + "/kvferry_serving_profile.json";
+  {
+    std::ofstream file(path);
+    file
+        << R"({"format": "kvferry-profile", "version": 1, "name": "mixed", "codec": "kivi-4-g64", "layers": [)";
+    for (int layer = 0; layer < 30; ++layer) {
+      constexpr std::array kPairs = {"[8, 4]", "[4, 4]", "[4, 2]", "[2, 2]"};
+      file << (layer == 0 ? "" : ", ") << kPairs[layer % kPairs.size()];
+    }
+    file << "]}";
+  }
+  auto cluster = Cluster::Start({.codec = "kvtuner:" + path});
+  ASSERT_TRUE(cluster.ok()) << cluster.status();
+  std::remove(path.c_str());
+  const Answer answer = (*cluster)->Generate(GreedyRequest(LongPrompt(30), 70));
+  ASSERT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.ids.size(), 70u);
+  const v1::HandoffStats& handoff = answer.finished.handoff();
+  EXPECT_LT(handoff.payload_bytes() * 2, handoff.raw16_bytes());
+  const absl::Status free = (*cluster)->AwaitAllFree(absl::Seconds(5));
+  EXPECT_TRUE(free.ok()) << free;
+  // Of another model's shape: the decode worker says so and does not start.
+  std::ofstream(path) << R"({"format": "kvferry-profile", "version": 1, "name": "two",
+                             "codec": "kivi-4-g64", "layers": [[4, 4], [4, 4]]})";
+  EXPECT_FALSE(Cluster::Start({.codec = "kvtuner:" + path}).ok());
+  std::remove(path.c_str());
 }
 
 TEST_F(ServingTest, SampledTokensDependOnSeedOnly) {

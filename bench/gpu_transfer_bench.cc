@@ -38,14 +38,14 @@ namespace {
 
 using kernels::DeviceBuffer;
 
-constexpr int kCheckers = 2;                  // as decode::DeviceCacheMemory::kAdopters
+constexpr int kCheckers = 2;                  // as decode::kDeviceAdopters
 constexpr std::size_t kPageBytes = 8 * 4864;  // kivi-4-g64, 8 KV heads, 128 channels
 
 struct Arguments {
   std::string out;
   double poll_us = absl::ToDoubleMicroseconds(transport::UcxOptions().poll);
   std::size_t chunk_bytes = 8 << 20;
-  int window = 4, chunks = 400, rounds = 9;
+  int window = 8, chunks = 400, rounds = 9;
 };
 
 // What a process has on its GPU.

@@ -32,6 +32,10 @@ struct FlushItem {
   std::byte* page = nullptr;
 };
 
+// Chunks that are copied at a time where memory is on a device; a further one waits. Starting a copy
+// and waiting for it takes longer than the copy.
+inline constexpr int kDeviceAdopters = 2;
+
 // The memory of a cache and the work that is done where it lies: everything else about a cache is
 // bookkeeping (CacheStore). On a host or on one GPU.
 // Thread: any; CopyChunk and Flush may run at the same time, on different sequences.

@@ -95,7 +95,7 @@ absl::StatusOr<std::unique_ptr<DeviceCacheMemory>> DeviceCacheMemory::Create(
   }
   KVF_RETURN_IF_ERROR(kernels::UseDevice(options.gpu));
   std::vector<Lane> lanes;
-  for (int i = 0; i < kAdopters; ++i) {
+  for (int i = 0; i < kDeviceAdopters; ++i) {
     KVF_ASSIGN_OR_RETURN(Lane lane, Lane::Create(options.slot_bytes));
     lanes.push_back(std::move(lane));
   }

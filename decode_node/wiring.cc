@@ -288,7 +288,7 @@ class Node final : public DecodeNode {
                          .credits_per_transfer = config_.credits_per_transfer()};
     options.vocabulary = model_->config().vocabulary;
     options.step_time = [this] { return engine_->step_time(); };
-    options.adopter_threads = device_.gpu.has_value() ? DeviceCacheMemory::kAdopters : 0;
+    options.adopter_threads = device_.gpu.has_value() ? kDeviceAdopters : 0;
     options.watch = watch_.get();
     KVF_ASSIGN_OR_RETURN(
         data_plane_,

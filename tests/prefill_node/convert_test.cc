@@ -92,13 +92,18 @@ TEST(Convert, EveryBadFieldIsNamed) {
 }
 
 TEST(Convert, StatsAndLoad) {
+  HandoffSummary summary;
+  summary.prompt_tokens = 3;
+  summary.exposed_time = absl::Milliseconds(5);
+  v1::HandoffStats begun;
+  FillStats(summary, begun);
+  EXPECT_FALSE(begun.adopted());
+  EXPECT_FALSE(begun.has_exposed_time());
+  summary.adopted = true;
   v1::HandoffStats stats;
-  FillStats({.prompt_tokens = 3,
-             .payload_bytes = 10,
-             .transport = "loopback",
-             .exposed_time = absl::Milliseconds(5)},
-            stats);
+  FillStats(summary, stats);
   EXPECT_EQ(stats.prompt_tokens(), 3u);
+  EXPECT_TRUE(stats.adopted());
   EXPECT_EQ(stats.exposed_time().nanos(), 5'000'000);
   v1::Load load;
   FillLoad({.queued_requests = 2, .steps = 9, .stall = absl::Seconds(1), .draining = true}, load);

@@ -3,7 +3,7 @@
 
 #include "bench/report.h"
 #include "calibrate/commands.h"
-#include "cli/output.h"
+#include "cli/parse.h"
 #include "common/restart.h"
 
 // Outside the try, CLI11 throws only for flags that we define wrongly.
@@ -14,12 +14,5 @@ int main(int argc, char** argv) {
                "kvferry calibrate");
   app.require_subcommand(1);
   kvferry::calibrate::AddProfile(app, kvferry::bench::ReportHeader("calibrate", argc, argv));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::RuntimeError& error) {
-    return error.get_exit_code();  // already printed
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kvferry::cli::kExitOk : kvferry::cli::kExitUsage;
-  }
-  return kvferry::cli::kExitOk;
+  return kvferry::cli::ParseAndRun(app, argc, argv);
 }

@@ -1,7 +1,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/commands.h"
-#include "cli/output.h"
+#include "cli/parse.h"
 
 // Outside the try, CLI11 throws only for flags that we define wrongly.
 // NOLINTNEXTLINE(bugprone-exception-escape)
@@ -32,12 +32,5 @@ Exit codes: 0 done, 1 failed, 2 wrong flags or request, 3 nobody answers or time
   kvferry::cli::AddCerts(app);
   kvferry::cli::AddBench(app);
   kvferry::cli::AddCalibrate(app);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::RuntimeError& error) {
-    return error.get_exit_code();  // already printed
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kvferry::cli::kExitOk : kvferry::cli::kExitUsage;
-  }
-  return kvferry::cli::kExitOk;
+  return kvferry::cli::ParseAndRun(app, argc, argv);
 }

@@ -12,14 +12,16 @@
 
 namespace kvferry::codec {
 
-// Names the values of an error: "layer 3, head 1, token 77".
+// Where a page stands: for errors ("layer 3, head 1, token 77"), and for coupled blocks, whose
+// codebooks go by head and whose keys turn by position.
 struct BlockOrigin {
   int layer = 0;
   int kv_head_begin = 0;
   int token_begin = 0;
 };
 
-// The cache of one sequence in one layer, as attention reads it. Nothing is owned; all memory is of
+// The cache of one sequence in one layer, as attention reads it: its first token stands at
+// position 0. Nothing is owned; all memory is of
 // the backend's device.
 struct SequenceKv {
   KvView sinks;  // first tokens; tokens may be 0
@@ -52,7 +54,7 @@ class Quantizer {
 
   // "cpu-avx512", "cpu-scalar", "cuda": for logs, benches and `kvferry codecs`.
   virtual std::string name() const = 0;
-  // OK, or kUnimplemented with the list of what this backend has.
+  // OK, or kUnimplemented with the list of what this backend has, or as CheckCodebooks.
   virtual absl::Status Supports(const BlockSpec& spec) const = 0;
 
   // Makes one page of 64 tokens, keys per channel and values per token (docs/format.md).
@@ -83,9 +85,10 @@ class Backend : public Quantizer {
  public:
   // For inspection and tests. k, v: [kv_heads, 64, head_dim] fp32, contiguous.
   virtual absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec,
-                                  int kv_heads, std::span<float> k, std::span<float> v) const = 0;
+                                  const BlockOrigin& origin, int kv_heads, std::span<float> k,
+                                  std::span<float> v) const = 0;
 
-  // kInvalidArgument: shape. out is unspecified unless OK.
+  // kInvalidArgument: shape. kFailedPrecondition: no codebooks. out is unspecified unless OK.
   virtual absl::Status DecodeAttention(const AttentionArgs& args) const = 0;
 };
 

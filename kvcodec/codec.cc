@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
+#include "kvcodec/field_hash.h"
 #include "kvcodec/format.h"
 #include "kvcodec/profile.h"
 
@@ -20,6 +21,8 @@ namespace {
 constexpr int kMaxSinks = 4096;
 constexpr int kMaxRecent = 1 << 20;
 constexpr int kMaxLayer = 4095;
+constexpr absl::string_view kCodebooksParameter = "codebooks";
+constexpr std::size_t kCodebooksDigits = 16;
 
 bool IsKGroup(int tokens) { return tokens == 32 || tokens == 64; }
 bool IsVGroup(int channels) { return channels == 32 || channels == 64 || channels == 128; }
@@ -65,6 +68,22 @@ Codec Nqkv(std::string name, LutTable table) {
   return codec;
 }
 
+// A zero point is of a whole block, and sinks would stretch its range: the window of the baselines.
+Codec Shifted(std::string name, LutTable table) {
+  Codec codec = Plain(std::move(name), BlockKind::kLut, Raw16::kFp16);
+  codec.table = table;
+  return codec;
+}
+
+// Codebooks of `bits` for groups of `channels` (CQ, arXiv 2405.03917, whose accuracy is with a
+// window of 32).
+Codec Coupled(std::string name, int channels, int bits) {
+  Codec codec = Plain(std::move(name), BlockKind::kCoupled, Raw16::kFp16);
+  codec.coupling = {channels, bits};
+  codec.window.recent = 32;
+  return codec;
+}
+
 // All but the profiles, which are made from these.
 std::vector<Codec> PlainCodecs() {
   return {Plain("fp16", BlockKind::kRaw16, Raw16::kFp16),
@@ -75,12 +94,18 @@ std::vector<Codec> PlainCodecs() {
           Nqkv("nf3", LutTable::kNf3),
           Nqkv("lm3", LutTable::kLm3),
           Nqkv("lm2", LutTable::kLm2),
+          Shifted("anf4", LutTable::kAnf4),
           Kivi("kivi-4", 4, 4),
           Kivi("kivi-2", 2, 2),
           Kivi("kivi-k4v2", 4, 2),
           KiviG64("kivi-4-g64", 4, 4),
           KiviG64("kivi-2-g64", 2, 2),
-          KiviG64("kivi-k4v2-g64", 4, 2)};
+          KiviG64("kivi-k4v2-g64", 4, 2),
+          Coupled("cq-2c8b", 2, 8),
+          Coupled("cq-4c8b", 4, 8),
+          Coupled("cq-8c8b", 8, 8),
+          Coupled("cq-8c10b", 8, 10),
+          Coupled("cq-2c4b", 2, 4)};
 }
 
 struct Parameter {
@@ -96,6 +121,7 @@ constexpr std::array kParameters = {
     Parameter{"v_bits", "1, 2, 3, 4, 8"},
     Parameter{"k_group", "32, 64"},
     Parameter{"v_group", "32, 64, 128"},
+    Parameter{"codebooks", "the hash of the codebooks, 16 hex digits"},
     Parameter{"layer.N", "K/V with bits of 1, 2, 3, 4, 8, or 16/16"},
 };
 
@@ -136,8 +162,21 @@ absl::Status SetLayer(Codec& codec, absl::string_view key, absl::string_view val
   return absl::OkStatus();
 }
 
+absl::Status SetCodebooks(Codec& codec, absl::string_view key, absl::string_view value) {
+  if (codec.kind != BlockKind::kCoupled) {
+    return absl::InvalidArgumentError(absl::StrCat("codec ", codec.name, ": parameter ", key,
+                                                   " is for coupled codecs (cq-*) only"));
+  }
+  if (value.size() != kCodebooksDigits || !absl::SimpleHexAtoi(value, &codec.codebooks_hash) ||
+      codec.codebooks_hash == 0) {
+    return BadParameter(codec.name, key, value, "16 hex digits; an operator may give a file");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status SetParameter(Codec& codec, absl::string_view key, absl::string_view value) {
   const bool is_layer = absl::StartsWith(key, "layer.");
+  if (key == kCodebooksParameter) return SetCodebooks(codec, key, value);
   if (is_layer || (key != "sinks" && key != "recent" && key != "raw")) {
     const auto known = std::find_if(kParameters.begin(), kParameters.end(),
                                     [&](const Parameter& p) { return p.key == key; });
@@ -197,6 +236,10 @@ std::string CanonicalName(const Codec& base, const Codec& codec) {
   add("v_bits", base.v_bits, codec.v_bits);
   add("k_group", base.k_group_tokens, codec.k_group_tokens);
   add("v_group", base.v_group_channels, codec.v_group_channels);
+  if (codec.codebooks_hash != base.codebooks_hash) {
+    parts.push_back(
+        absl::StrCat(kCodebooksParameter, "=", absl::Hex(codec.codebooks_hash, absl::kZeroPad16)));
+  }
   for (const auto& [layer, bits] : codec.layers) {
     const auto was = base.layers.find(layer);
     if (was != base.layers.end() && was->second == bits) continue;
@@ -206,19 +249,20 @@ std::string CanonicalName(const Codec& base, const Codec& codec) {
   return absl::StrCat(base.name, ":", absl::StrJoin(parts, ","));
 }
 
-// FNV-1a, 64 bit, over 32-bit little-endian fields.
-class FieldHash {
- public:
-  void Add(std::uint32_t field) {
-    for (int i = 0; i < 4; ++i) {
-      hash_ = (hash_ ^ ((field >> (8 * i)) & 0xffu)) * 0x100000001b3u;
-    }
+absl::Status ValidateCoupled(const BlockSpec& spec) {
+  if (!IsCoupling(spec.coupling)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("block spec: ", spec.coupling.channels, " coupled channels with ",
+                     spec.coupling.bits, " bits, must be 2c8b, 4c8b, 8c8b, 8c10b or 2c4b"));
   }
-  std::uint64_t value() const { return hash_; }
-
- private:
-  std::uint64_t hash_ = 0xcbf29ce484222325u;
-};
+  if (spec.codebooks == nullptr) return absl::OkStatus();
+  const CodebookShape& shape = spec.codebooks->shape();
+  if (shape.coupling == spec.coupling && shape.head_dim == spec.head_dim && spec.layer >= 0 &&
+      spec.layer < shape.layers) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("block spec: the codebooks are of another shape");
+}
 
 }  // namespace
 
@@ -231,11 +275,13 @@ absl::Status BlockSpec::Validate() const {
   }
   if (kind == BlockKind::kLut) {
     if (FindLut(table) != nullptr) return absl::OkStatus();
-    return BadSpec("table", static_cast<int>(table), "1 (nf4), 2 (nf3), 3 (lm3) or 4 (lm2)");
+    return BadSpec("table", static_cast<int>(table),
+                   "1 (nf4), 2 (nf3), 3 (lm3), 4 (lm2) or 5 (anf4)");
   }
+  if (kind == BlockKind::kCoupled) return ValidateCoupled(*this);
   if (kind != BlockKind::kScalar) {
     return BadSpec("kind", static_cast<int>(kind),
-                   "1 (raw16), 2 (scalar), 3 (int8), 4 (fp8) or 5 (lut)");
+                   "1 (raw16), 2 (scalar), 3 (int8), 4 (fp8), 5 (lut) or 6 (coupled)");
   }
   if (!format::IsBits(k_bits)) return BadSpec("k_bits", k_bits, "1, 2, 3, 4 or 8");
   if (!format::IsBits(v_bits)) return BadSpec("v_bits", v_bits, "1, 2, 3, 4 or 8");
@@ -246,6 +292,19 @@ absl::Status BlockSpec::Validate() const {
   return absl::OkStatus();
 }
 
+absl::Status CheckCodebooks(const BlockSpec& spec, int kv_heads) {
+  if (spec.kind != BlockKind::kCoupled) return absl::OkStatus();
+  if (spec.codebooks == nullptr) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "codec cq-", spec.coupling.channels, "c", spec.coupling.bits,
+        "b needs codebooks: make them with `kvferry calibrate codebooks` and name the codec with "
+        "codebooks=FILE"));
+  }
+  if (kv_heads <= spec.codebooks->shape().kv_heads) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("codebooks of ", spec.codebooks->shape().kv_heads,
+                                                 " KV heads, there are ", kv_heads));
+}
+
 std::size_t BlockBytes(const BlockSpec& spec) {
   switch (spec.kind) {
     case BlockKind::kRaw16:
@@ -254,8 +313,12 @@ std::size_t BlockBytes(const BlockSpec& spec) {
       return format::Int8Block(spec.head_dim).bytes;
     case BlockKind::kFp8:
       return format::Fp8Block(spec.head_dim).bytes;
-    case BlockKind::kLut:
-      return format::LutBlock(spec.head_dim, FindLut(spec.table)->bits).bytes;
+    case BlockKind::kLut: {
+      const Lut& lut = *FindLut(spec.table);
+      return format::LutBlock(spec.head_dim, lut.bits, lut.shifted_keys).bytes;
+    }
+    case BlockKind::kCoupled:
+      return format::CoupledBlock(spec.head_dim, spec.coupling.channels, spec.coupling.bits).bytes;
     case BlockKind::kScalar:
       break;
   }
@@ -276,6 +339,11 @@ absl::StatusOr<BlockSpec> Codec::ForLayer(int layer, int head_dim) const {
   spec.head_dim = head_dim;
   if (spec.kind == BlockKind::kRaw16) spec.raw_type = raw_type;
   if (spec.kind == BlockKind::kLut) spec.table = table;
+  if (spec.kind == BlockKind::kCoupled) {
+    spec.coupling = coupling;
+    spec.codebooks = codebooks.get();
+    spec.layer = codebooks == nullptr ? 0 : layer;
+  }
   if (spec.kind == BlockKind::kScalar) {
     spec.k_bits = bits.k_bits;
     spec.v_bits = bits.v_bits;
@@ -309,14 +377,39 @@ std::uint64_t Codec::Hash() const {
     hash.Add(static_cast<std::uint32_t>(bits.v_bits));
   }
   if (kind == BlockKind::kLut) hash.Add(static_cast<std::uint32_t>(table));
+  if (kind == BlockKind::kCoupled) {
+    hash.Add(static_cast<std::uint32_t>(coupling.channels));
+    hash.Add(static_cast<std::uint32_t>(coupling.bits));
+    hash.Add(static_cast<std::uint32_t>(codebooks_hash));
+    hash.Add(static_cast<std::uint32_t>(codebooks_hash >> 32));
+  }
   return hash.value();
 }
 
-absl::Status Codec::FitsModel(int of_model) const {
-  if (model_layers == 0 || model_layers == of_model) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("codec ", name, " is a profile for a model of ",
-                                                 model_layers, " layers, this one has ", of_model,
-                                                 ": make one with `kvferry calibrate profile`"));
+absl::Status Codec::FitsModel(const CacheGeometry& geometry) const {
+  if (model_layers != 0 && model_layers != geometry.layers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "codec ", name, " is a profile for a model of ", model_layers, " layers, this one has ",
+        geometry.layers, ": make one with `kvferry calibrate profile`"));
+  }
+  if (codebooks == nullptr) return absl::OkStatus();
+  const absl::Status status = codebooks->FitsModel(geometry);
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat("codec ", name, ": ", status.message()));
+}
+
+absl::Status Codec::Complete(const CodebookSet& set) {
+  if (kind != BlockKind::kCoupled || codebooks != nullptr) return absl::OkStatus();
+  const auto found = set.find(codebooks_hash);
+  if (found != set.end() && found->second->shape().coupling == coupling) {
+    codebooks = found->second;
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "codec ", name, ": its codebooks have not been read here; those that have: ",
+      set.empty() ? "none" : absl::StrJoin(set, ", ", [](std::string* out, const auto& entry) {
+        absl::StrAppend(out, absl::Hex(entry.first, absl::kZeroPad16));
+      })));
 }
 
 double Codec::BitsPerValue(int head_dim) const {

@@ -104,12 +104,52 @@ void DescribeBytes(std::span<const std::byte> block, const BlockSpec& spec,
 
 void DescribeLut(std::span<const std::byte> block, const BlockSpec& spec,
                  std::vector<RegionDescription>& regions) {
-  const int bits = FindLut(spec.table)->bits;
-  const format::TokenScaleLayout at = format::LutBlock(spec.head_dim, bits);
-  regions.push_back(Codes(false, block, at.k_codes, bits, spec.head_dim));
+  const Lut& lut = *FindLut(spec.table);
+  const format::LutLayout at = format::LutBlock(spec.head_dim, lut.bits, lut.shifted_keys);
+  regions.push_back(Codes(false, block, at.k_codes, lut.bits, spec.head_dim));
   regions.push_back(Numbers("K scales", block, at.k_scale, kBlockTokens, Raw16::kFp16));
-  regions.push_back(Codes(true, block, at.v_codes, bits, spec.head_dim));
+  if (lut.shifted_keys) {
+    regions.push_back(Numbers("K zeros", block, at.k_zero, spec.head_dim, Raw16::kFp16));
+    regions.back().bytes = static_cast<std::size_t>(at.v_codes - at.k_zero);
+  }
+  regions.push_back(Codes(true, block, at.v_codes, lut.bits, spec.head_dim));
   regions.push_back(Numbers("V scales", block, at.v_scale, kBlockTokens, Raw16::kFp16));
+}
+
+void DescribeCoupled(std::span<const std::byte> block, const BlockSpec& spec,
+                     std::vector<RegionDescription>& regions) {
+  const Coupling& coupling = spec.coupling;
+  const format::CoupledLayout at =
+      format::CoupledBlock(spec.head_dim, coupling.channels, coupling.bits);
+  const int groups = spec.head_dim / coupling.channels;
+  const auto add = [&](const char* name, int offset) {
+    const auto code = [&](int i) {
+      std::uint32_t bits = 0;
+      const int first = i % groups * coupling.bits;  // in the row
+      const std::span<const std::byte> row = block.subspan(offset + i / groups * at.row_bytes);
+      for (int bit = 0; bit < coupling.bits; ++bit) {
+        const auto byte = std::to_integer<std::uint32_t>(row[(first + bit) / 8]);
+        bits |= (byte >> ((first + bit) % 8) & 1u) << bit;
+      }
+      return bits;
+    };
+    const int count = kBlockTokens * groups;
+    RegionDescription region{name,
+                             static_cast<std::size_t>(offset),
+                             static_cast<std::size_t>(kBlockTokens) * at.row_bytes,
+                             {},
+                             {},
+                             0,
+                             0};
+    region.values = RangeOf(count, code);
+    if (coupling.bits <= 4) {
+      region.counts.resize(std::size_t{1} << coupling.bits);
+      for (int i = 0; i < count; ++i) ++region.counts[code(i)];
+    }
+    regions.push_back(region);
+  };
+  add("K codes", at.k_codes);
+  add("V codes", at.v_codes);
 }
 
 double Int8Value(std::byte code) { return static_cast<std::int8_t>(code); }
@@ -133,6 +173,9 @@ std::string SpecText(const BlockSpec& spec) {
       const Lut* lut = FindLut(spec.table);
       return absl::StrCat("lut ", lut == nullptr ? "?" : lut->name, ", head_dim ", spec.head_dim);
     }
+    case BlockKind::kCoupled:
+      return absl::StrCat("coupled ", spec.coupling.channels, "c", spec.coupling.bits,
+                          "b, head_dim ", spec.head_dim);
     case BlockKind::kScalar:
       break;
   }
@@ -168,6 +211,9 @@ absl::StatusOr<BlockDescription> DescribeBlock(std::span<const std::byte> block,
       break;
     case BlockKind::kLut:
       DescribeLut(block, spec, description.regions);
+      break;
+    case BlockKind::kCoupled:
+      DescribeCoupled(block, spec, description.regions);
       break;
     case BlockKind::kScalar:
       DescribeScalar(block, spec, description.regions);

@@ -63,11 +63,32 @@ constexpr Int8Layout Int8Block(int head_dim) {
 // kFp8: the same, with E4M3 numbers for codes.
 constexpr TokenScaleLayout Fp8Block(int head_dim) { return Int8Block(head_dim); }
 
-// kLut: K codes placed as those of KVB, K scales by KScalePosition, V codes, V scales by
-// VScalePosition.
-constexpr TokenScaleLayout LutBlock(int head_dim, int bits) {
+// kLut: K codes placed as those of KVB, K scales by KScalePosition, K zeros [channel] if keys are
+// shifted, V codes, V scales by VScalePosition. At head_dim 96 64 bytes of 0 follow the K zeros.
+struct LutLayout {
+  int k_codes, k_scale, k_zero, v_codes, v_scale, bytes;
+};
+constexpr LutLayout LutBlock(int head_dim, int bits, bool shifted_keys) {
   const int side = CodeBytes(bits, head_dim), scales = 2 * kTokens;
-  return {0, side + scales, side, 2 * side + scales, 2 * (side + scales)};
+  const int zeros = (2 * head_dim + kAlignBytes - 1) / kAlignBytes * kAlignBytes;
+  LutLayout at{};
+  at.k_codes = 0;
+  at.k_scale = at.k_codes + side;
+  at.k_zero = at.k_scale + scales;
+  at.v_codes = at.k_zero + (shifted_keys ? zeros : 0);
+  at.v_scale = at.v_codes + side;
+  at.bytes = at.v_scale + scales;
+  return at;
+}
+
+// kCoupled: K codes [token][group], V codes: a token's are its groups' in a row of bits, from the
+// least significant on, and a row is whole bytes.
+struct CoupledLayout {
+  int row_bytes, k_codes, v_codes, bytes;
+};
+constexpr CoupledLayout CoupledBlock(int head_dim, int channels, int bits) {
+  const int row = head_dim / channels * bits / 8, side = kTokens * row;
+  return {row, 0, side, 2 * side};
 }
 
 // Where a code lives in its region, in 32-bit words. Bit i of the code is bit `shift + i` of
@@ -177,10 +198,14 @@ static_assert(ScalarBlock(64, 4, 4, 64, 64).bytes == 4608);
 static_assert(ScalarBlock(96, 1, 1, 64, 32).bytes % kAlignBytes == 0);
 static_assert(Raw16Block(128).bytes == 32768);
 static_assert(Fp8Block(128).bytes == 16640 && Fp8Block(96).v_scale == 2 * 64 * 96 + 128);
-static_assert(LutBlock(128, 4).bytes == 8448 && LutBlock(64, 4).bytes == 4352);
-static_assert(LutBlock(128, 3).bytes == 6400 && LutBlock(128, 2).bytes == 4352);
-static_assert(LutBlock(96, 3).bytes % kAlignBytes == 0 && LutBlock(96, 3).v_codes == 2304 + 128);
+static_assert(LutBlock(128, 4, false).bytes == 8448 && LutBlock(64, 4, false).bytes == 4352);
+static_assert(LutBlock(128, 3, false).bytes == 6400 && LutBlock(128, 2, false).bytes == 4352);
+static_assert(LutBlock(96, 3, false).bytes == 4864 && LutBlock(96, 3, false).v_codes == 2304 + 128);
+static_assert(LutBlock(128, 4, true).bytes == 8704 && LutBlock(64, 4, true).bytes == 4480);
+static_assert(LutBlock(96, 4, true).bytes == 6656 && LutBlock(256, 4, true).bytes == 17152);
 static_assert(Int8Block(128).bytes == 16640 && Int8Block(96).bytes % kAlignBytes == 0);
+static_assert(CoupledBlock(128, 2, 8).bytes == 8192 && CoupledBlock(64, 8, 10).bytes == 1280);
+static_assert(CoupledBlock(96, 8, 10).row_bytes == 15 && CoupledBlock(96, 8, 10).bytes == 15 * 128);
 // The register order of the kernels at head_dim 128: K [word][lane][tile], V [tile][lane][word].
 static_assert(KPlace(2, 128, 16 + 3 + 8, 32 + 8 + 5).word == 128 + (3 * 4 + 1) * 4 + 1 &&
               KPlace(2, 128, 16 + 3 + 8, 32 + 8 + 5).shift == 16 + 8 + 4);

@@ -17,7 +17,7 @@ BlockPlan PlanBlocks(int tokens, const WindowSpec& window) {
 
 absl::StatusOr<std::size_t> HandoffBytes(int tokens, const Codec& codec,
                                          const CacheGeometry& geometry) {
-  KVF_RETURN_IF_ERROR(codec.FitsModel(geometry.layers));
+  KVF_RETURN_IF_ERROR(codec.FitsModel(geometry));
   const BlockPlan plan = PlanBlocks(tokens, codec.window);
   const std::size_t raw_tokens_bytes =
       Raw16Bytes(plan.sinks + plan.window_tokens(), geometry.kv_heads, geometry.head_dim);

@@ -24,14 +24,6 @@ BlockPlan PlanBlocks(int tokens, const WindowSpec& window);
 // it).
 inline int WindowCapacity(const WindowSpec& window) { return window.recent + kBlockTokens; }
 
-// The shape of a model's cache on one worker.
-struct CacheGeometry {
-  int layers = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
-  bool operator==(const CacheGeometry&) const = default;
-};
-
 // Exact payload bytes of a hand-off of `tokens` tokens: sinks + blocks + window over all layers.
 // Headers not counted.
 absl::StatusOr<std::size_t> HandoffBytes(int tokens, const Codec& codec,

@@ -6,9 +6,7 @@
 #include <iterator>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "kvcodec/built_in_profiles.h"
@@ -102,18 +100,13 @@ const std::vector<Codec>& BuiltInProfileCodecs() {
   return *codecs;
 }
 
-absl::StatusOr<Codec> OpenCodec(std::string_view name) {
-  absl::string_view path = ToAbsl(name);
-  if (!absl::ConsumePrefix(&path, ToAbsl(kProfilePrefix)) || !absl::EndsWith(path, ".json")) {
-    return FindCodec(name);
-  }
-  std::ifstream file(std::string(path), std::ios::binary);
+absl::StatusOr<Codec> OpenProfileCodec(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
   const std::string text(std::istreambuf_iterator<char>(file), {});
   if (!file.good() && !file.eof()) {
     return absl::NotFoundError(absl::StrCat("cannot read the profile '", path, "'"));
   }
-  KVF_ASSIGN_OR_RETURN(const Profile profile,
-                       ParseProfile(text, std::string_view(path.data(), path.size())));
+  KVF_ASSIGN_OR_RETURN(const Profile profile, ParseProfile(text, path));
   return ProfileCodec(profile);
 }
 

@@ -30,14 +30,12 @@ absl::StatusOr<Profile> ParseProfile(std::string_view json, std::string_view sou
 // it is built in.
 absl::StatusOr<Codec> ProfileCodec(const Profile& profile);
 
+// The codec of a profile in a file of the operator's. kNotFound: no such file. Else as
+// ParseProfile.
+absl::StatusOr<Codec> OpenProfileCodec(const std::string& path);
+
 // "kvtuner:NAME" of the files in kvcodec/profiles/, which are part of this program: the same
 // program on two workers means the same bits.
 const std::vector<Codec>& BuiltInProfileCodecs();
-
-// As FindCodec, for a name that comes from this machine's operator, who may also give a file of his
-// own: "kvtuner:PATH.json". What a peer says goes to FindCodec alone, which opens no files; it does
-// not need to, for the codec of a file is named by its overrides.
-// kNotFound: no such codec or file. kInvalidArgument: as FindCodec and ParseProfile.
-absl::StatusOr<Codec> OpenCodec(std::string_view name);
 
 }  // namespace kvferry::codec

@@ -17,7 +17,7 @@
 
 // Attention on lut blocks: codes lie as those of KVB, and a permutation of the table's levels by
 // the codes of a line gives fp32 operands for q and p. The scales of tokens meet scores and
-// weights, never a level.
+// weights, never a level; the zeros of channels are one number per block and query head.
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
 
@@ -111,6 +111,22 @@ void ScoreCodes(const std::byte* codes, const Shape<kBits>& shape, const Levels&
   }
 }
 
+// What the zeros of a block add to all scores of a query head.
+template <int kHeads>
+void MultiplyZeros(const std::byte* zeros, const float* q, int head_dim, LutWork& work) {
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> dh;
+  const auto* values = reinterpret_cast<const hwy::float16_t*>(zeros);
+  for (int head = 0; head < kHeads; ++head) {
+    VF sum = hn::Zero(df);
+    for (int channel = 0; channel < head_dim; channel += kLanesF) {
+      const VF zero = hn::PromoteTo(df, hn::LoadU(dh, values + channel));
+      sum = hn::MulAdd(hn::LoadU(df, q + head * head_dim + channel), zero, sum);
+    }
+    work.shift[head] = hn::GetLane(hn::SumOfLanes(df, sum));
+  }
+}
+
 // Softmax of one block's scores; leaves p * scale as lines.
 template <int kHeads>
 void PrepareWeights(const std::byte* k_scale, const std::byte* v_scale, int u, int out_floats,
@@ -121,10 +137,11 @@ void PrepareWeights(const std::byte* k_scale, const std::byte* v_scale, int u, i
   const auto* v_scales = reinterpret_cast<const hwy::float16_t*>(v_scale);
   for (int head = 0; head < kHeads; ++head) {
     float* scores = work.scores[head];
+    const VF shift = hn::Set(df, work.shift[head]);
     for (int i = 0; i < kBlockTokens; i += 16) {  // g = 2j and 2j + 1, the halves h of a pair
       const auto scaled = [&](int at) HWY_ATTR {
-        return hn::Mul(hn::Load(df, work.raw[head] + at),
-                       hn::PromoteTo(df, hn::LoadU(dh, k_scales + at)));
+        return hn::MulAdd(hn::Load(df, work.raw[head] + at),
+                          hn::PromoteTo(df, hn::LoadU(dh, k_scales + at)), shift);
       };
       const VF even = scaled(i), odd = scaled(i + 8);
       hn::Store(hn::InterleaveLower(df, even, odd), df, scores + i);
@@ -243,20 +260,21 @@ void Finish(const Shape<kBits>& shape, const float* out, float* o) {
 template <int kBits, int kHeads>
 void AttendHeads(const HeadBlocks& blocks, const BlockSpec& spec, const Lut& lut,
                  const QueryGroup& group, int head, const SoftmaxState& state) {
-  const format::TokenScaleLayout at = format::LutBlock(spec.head_dim, lut.bits);
+  const format::LutLayout at = format::LutBlock(spec.head_dim, lut.bits, lut.shifted_keys);
+  const float* q = group.q + static_cast<std::ptrdiff_t>(head) * spec.head_dim;
   const Shape<kBits> shape(spec.head_dim);
   const Levels levels(lut);
   const int out_floats = 8 * (shape.columns + (shape.odd ? 1 : 0)) * Shape<kBits>::kFields * kLine;
   LutWork work;
   work.ahead_bytes = (at.bytes / 64 + kAheadSteps - 1) / kAheadSteps * 64;
   for (auto& out : work.out) std::fill_n(out, out_floats, 0.0f);
-  SpreadQueries<kHeads>(group.q + static_cast<std::ptrdiff_t>(head) * spec.head_dim, spec.head_dim,
-                        work);
+  SpreadQueries<kHeads>(q, spec.head_dim, work);
   for (std::size_t n = 0; n < blocks.count; ++n) {
     const std::byte* block = blocks.pages[n] + blocks.head_offset;
     BlockAhead ahead = {blocks.after, blocks.after == nullptr ? 0 : at.bytes};
     if (n + 1 < blocks.count) ahead = {blocks.pages[n + 1] + blocks.head_offset, at.bytes};
     ScoreCodes<kBits, kHeads>(block + at.k_codes, shape, levels, work, ahead);
+    if (lut.shifted_keys) MultiplyZeros<kHeads>(block + at.k_zero, q, spec.head_dim, work);
     PrepareWeights<kHeads>(block + at.k_scale, block + at.v_scale, shape.u, out_floats,
                            spec.head_dim, head, state, work);
     AddCodes<kBits, kHeads>(block + at.v_codes, shape, levels, work, ahead);

@@ -42,7 +42,7 @@ std::string Describe(const cpu::BlockFault& fault, const BlockOrigin& origin, in
   if (fault.token >= 0) absl::StrAppend(&where, ", token ", origin.token_begin + fault.token);
   if (fault.channel >= 0) absl::StrAppend(&where, ", channel ", fault.channel);
   return absl::StrCat(where, fault.not_finite ? ": the value is NaN or infinite"
-                                              : ": the scale or min is outside fp16");
+                                              : ": the scale, min or zero point is outside fp16");
 }
 
 // The part of one sequence and KV head that one thread attends on.
@@ -83,6 +83,7 @@ absl::Status CheckRaw(const KvView& kv, const AttentionArgs& args, absl::string_
 
 absl::Status CheckAttention(const AttentionArgs& args) {
   KVF_RETURN_IF_ERROR(args.spec.Validate());
+  KVF_RETURN_IF_ERROR(CheckCodebooks(args.spec, args.kv_heads));
   if (args.kv_heads <= 0 || args.q_heads <= 0 || args.q_heads % args.kv_heads != 0) {
     return Invalid("attention", absl::StrCat(args.q_heads, " query heads cannot share ",
                                              args.kv_heads, " KV heads"));
@@ -181,7 +182,7 @@ class CpuBackend final : public Backend {
 
   absl::Status Supports(const BlockSpec& spec) const override {
     absl::Status status = spec.Validate();
-    if (status.ok()) return status;
+    if (status.ok()) return CheckCodebooks(spec, 1);
     return absl::UnimplementedError(
         absl::StrCat(name(), " has every valid block spec, but: ", status.message()));
   }
@@ -189,9 +190,11 @@ class CpuBackend final : public Backend {
   absl::Status Quantize(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
                         std::span<std::byte> page) const override {
     KVF_RETURN_IF_ERROR(CheckQuantize(kv, spec, page));
+    KVF_RETURN_IF_ERROR(CheckCodebooks(spec, origin.kv_head_begin + kv.kv_heads));
     const std::size_t block_bytes = BlockBytes(spec);
     for (int head = 0; head < kv.kv_heads; ++head) {
       HeadRows rows = RowsOf(kv, head);
+      rows.place = {origin.kv_head_begin + head, origin.token_begin};
       if (head + 1 < kv.kv_heads) rows.next_k = kv.k + (head + 1) * kv.head_stride;
       if (ops_.quantize(rows, spec, page.data() + head * block_bytes)) continue;
       const std::optional<cpu::BlockFault> fault = cpu::FindFault(rows, spec);
@@ -202,9 +205,11 @@ class CpuBackend final : public Backend {
     return absl::OkStatus();
   }
 
-  absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec, int kv_heads,
-                          std::span<float> k, std::span<float> v) const override {
+  absl::Status Dequantize(std::span<const std::byte> page, const BlockSpec& spec,
+                          const BlockOrigin& origin, int kv_heads, std::span<float> k,
+                          std::span<float> v) const override {
     KVF_RETURN_IF_ERROR(spec.Validate());
+    KVF_RETURN_IF_ERROR(CheckCodebooks(spec, origin.kv_head_begin + kv_heads));
     const std::size_t values = std::size_t{kBlockTokens} * spec.head_dim;
     if (kv_heads <= 0 || page.size() != PageBytes(spec, kv_heads) ||
         k.size() != values * kv_heads || v.size() != values * kv_heads) {
@@ -213,8 +218,9 @@ class CpuBackend final : public Backend {
                                                 " heads of ", spec.head_dim));
     }
     for (int head = 0; head < kv_heads; ++head) {
-      cpu::DequantizeBlock(page.data() + head * BlockBytes(spec), spec, k.data() + head * values,
-                           v.data() + head * values);
+      cpu::DequantizeBlock(page.data() + head * BlockBytes(spec), spec,
+                           {origin.kv_head_begin + head, origin.token_begin},
+                           k.data() + head * values, v.data() + head * values);
     }
     return absl::OkStatus();
   }
@@ -268,14 +274,19 @@ class CpuBackend final : public Backend {
       ops_.attend_raw(RowsOf(sequence.sinks, item.kv_head), sequence.sinks.tokens, group, state);
     }
     if (item.block_begin < item.block_end) {
-      const cpu::HeadBlocks blocks = {sequence.pages.data() + item.block_begin,
-                                      item.block_end - item.block_begin,
-                                      item.kv_head * BlockBytes(args.spec), after};
+      const cpu::HeadBlocks blocks = {
+          sequence.pages.data() + item.block_begin, item.block_end - item.block_begin,
+          item.kv_head * BlockBytes(args.spec), after, PlaceOf(sequence, item)};
       ops_.attend_blocks(blocks, args.spec, group, state);
     }
     if (item.with_window && sequence.window.tokens > 0) {
       ops_.attend_raw(RowsOf(sequence.window, item.kv_head), sequence.window.tokens, group, state);
     }
+  }
+
+  static cpu::BlockPlace PlaceOf(const SequenceKv& sequence, const WorkItem& item) {
+    return {item.kv_head,
+            sequence.sinks.tokens + static_cast<std::int64_t>(item.block_begin) * kBlockTokens};
   }
 
   static void Merge(const AttentionArgs& args, const std::vector<WorkItem>& items,

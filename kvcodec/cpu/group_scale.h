@@ -52,6 +52,20 @@ inline TokenScale MakeTokenScale(float unit) {
   return token;
 }
 
+// The zero point of a channel of keys: the middle of what it has in the block.
+struct KeyZero {
+  std::uint16_t zero = 0;  // fp16, never -0
+  bool fits = false;       // false: outside fp16
+};
+
+inline KeyZero MakeKeyZero(float low, float high) {
+  KeyZero key;
+  key.zero = HalfFromFloat((low + high) * 0.5f);
+  if (key.zero == 0x8000u) key.zero = 0;
+  key.fits = HalfIsFinite(key.zero);
+  return key;
+}
+
 inline std::int8_t MakeInt8Code(float scaled) {
   const float code = std::nearbyint(scaled);
   return static_cast<std::int8_t>(code < -127.0f ? -127.0f : code > 127.0f ? 127.0f : code);

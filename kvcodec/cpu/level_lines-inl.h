@@ -71,6 +71,7 @@ struct LutWork {
   HWY_ALIGN float scores[kBatch][kBlockTokens];       // in the order of V scales, then p * scale
   HWY_ALIGN float p[4 * 2 * 2 * kBatch * kLine];      // [tile part][r][h][head][line]
   HWY_ALIGN float out[kBatch][kMaxLines * kLine];     // [g][column][field][line]
+  float shift[kBatch] = {};                           // q times the zeros of keys
   int ahead_bytes = 0;                                // of one BlockAhead::Fetch
 };
 

@@ -10,6 +10,12 @@
 // and once per SIMD target. Shapes and alignment are checked by the caller.
 namespace kvferry::codec::cpu {
 
+// Where a block stands: coupled blocks have codebooks by head, and turn keys by position.
+struct BlockPlace {
+  int kv_head = 0;
+  std::int64_t token = 0;  // its first
+};
+
 // K and V of one KV head: rows of head_dim values, `token_stride` elements apart.
 struct HeadRows {
   const std::uint16_t* k = nullptr;
@@ -17,6 +23,7 @@ struct HeadRows {
   std::int64_t token_stride = 0;
   Raw16 type = Raw16::kFp16;
   const std::uint16_t* next_k = nullptr;  // K of the head that comes next, to be fetched early
+  BlockPlace place;                       // of the first token
 };
 
 // The query heads that share one KV head.
@@ -41,6 +48,7 @@ struct HeadBlocks {
   std::size_t count = 0;
   std::size_t head_offset = 0;
   const std::byte* after = nullptr;  // block that comes after the last, to be fetched early
+  BlockPlace place;                  // of the first block
 };
 
 struct Ops {

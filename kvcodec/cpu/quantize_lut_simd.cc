@@ -17,7 +17,8 @@
 #include "kvcodec/cpu/pack_codes-inl.h"
 // clang-format on
 
-// Lut blocks: a scale per token, the nearest level per value, then packed as KVB.
+// Lut blocks: of shifted keys a zero per channel, a scale per token, the nearest level per value,
+// then packed as KVB.
 HWY_BEFORE_NAMESPACE();
 namespace kvferry::codec::cpu::HWY_NAMESPACE {
 
@@ -60,13 +61,41 @@ struct CodeSearch {
   VF middles[4];
 };
 
-// What the scale of a token is made from, in the order of group_scale.h.
+// MakeKeyZero of group_scale.h, eight channels at a time: fp16 to `out`, and in fp32 to work.min.
+// false: one is outside fp16.
 template <class Source>
-float UnitOf(const Source& source, std::int64_t first, int head_dim, LutScale scale) {
+bool MakeKeyZeros(const Source& source, std::int64_t stride, int head_dim, Workspace& work,
+                  std::byte* out) {
+  const DF df;
+  const hn::Rebind<hwy::float16_t, DF> df16;
+  const hn::Rebind<std::uint16_t, DF> du16;
+  const auto exponent = hn::Set(du16, 0x7c00);
+  auto largest = hn::Zero(du16);
+  for (int channel = 0; channel < head_dim; channel += kLanesF) {
+    VF low = source.Load(df, channel), high = low;
+    for (int token = 1; token < kBlockTokens; ++token) {
+      const VF value = source.Load(df, token * stride + channel);
+      low = hn::Min(low, value);
+      high = hn::Max(high, value);
+    }
+    const VF middle = hn::Mul(hn::Add(low, high), hn::Set(df, 0.5f));
+    auto zero = hn::BitCast(du16, hn::DemoteTo(df16, middle));
+    zero = hn::IfThenZeroElse(hn::Eq(zero, hn::Set(du16, 0x8000)), zero);
+    largest = hn::Max(largest, hn::And(zero, exponent));
+    hn::StoreU(zero, du16, reinterpret_cast<std::uint16_t*>(out) + channel);
+    hn::Store(hn::PromoteTo(df, hn::BitCast(df16, zero)), df, work.min + channel);
+  }
+  return hn::AllFalse(du16, hn::Eq(largest, exponent));
+}
+
+// What the scale of a token is made from, in the order of group_scale.h. row(channel): eight of its
+// values.
+template <class Row>
+HWY_INLINE float UnitOf(const Row& row, int head_dim, LutScale scale) {
   const DF df;
   VF result = hn::Zero(df);
   for (int channel = 0; channel < head_dim; channel += kLanesF) {
-    const VF value = source.Load(df, first + channel);
+    const VF value = row(channel);
     result = scale == LutScale::kLargest ? hn::Max(result, hn::Abs(value))
                                          : hn::Add(result, hn::Mul(value, value));
   }
@@ -76,17 +105,30 @@ float UnitOf(const Source& source, std::int64_t first, int head_dim, LutScale sc
   return RmsOf(sums, head_dim);
 }
 
-template <Raw16 kType>
+// Where a side of a block goes.
+struct SideBytes {
+  std::byte* codes;
+  std::byte* scales;
+  std::byte* zeros;  // of shifted keys
+};
+
+template <Raw16 kType, bool kShifted>
 bool QuantizeSide(const std::uint16_t* values, std::int64_t stride, int head_dim, const Lut& lut,
-                  bool is_v, std::byte* codes, std::byte* scales) {
+                  bool is_v, const SideBytes& to) {
   if (!AllFinite<kType>(values, stride, head_dim)) return false;
   const DF df;
   const Raw16Source<kType> source = {values};
   Workspace work;
+  if (kShifted && !MakeKeyZeros(source, stride, head_dim, work, to.zeros)) return false;
+  const auto load = [&](int token, int channel) HWY_ATTR {
+    const VF value = source.Load(df, token * stride + channel);
+    return kShifted ? hn::Sub(value, hn::Load(df, work.min + channel)) : value;
+  };
   for (int token = 0; token < kBlockTokens; ++token) {
-    const TokenScale scale = MakeTokenScale(UnitOf(source, token * stride, head_dim, lut.scale));
+    const auto row = [&](int channel) HWY_ATTR { return load(token, channel); };
+    const TokenScale scale = MakeTokenScale(UnitOf(row, head_dim, lut.scale));
     if (!scale.fits) return false;
-    StoreU16(scales, is_v ? format::VScalePosition(token) : format::KScalePosition(token),
+    StoreU16(to.scales, is_v ? format::VScalePosition(token) : format::KScalePosition(token),
              scale.scale);
     work.inverse[token] = scale.inverse;
   }
@@ -95,24 +137,27 @@ bool QuantizeSide(const std::uint16_t* values, std::int64_t stride, int head_dim
     for (int channel = 0; channel < head_dim; channel += kLanesF) {
       VI found[4];
       for (int i = 0; i < 4; ++i) {
-        const VF value = source.Load(df, (token + i) * stride + channel);
+        const VF value = load(token + i, channel);
         found[i] = search.Find(hn::Mul(value, hn::Set(df, work.inverse[token + i])));
       }
       StoreUnits(JoinCodes(found), &work.units[channel / 4][token]);
     }
   }
-  PackBits(work, is_v, lut.bits, head_dim, codes);
+  PackBits(work, is_v, lut.bits, head_dim, to.codes);
   return true;
 }
 
 template <Raw16 kType>
 bool QuantizeLut(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {
   const Lut& lut = *FindLut(spec.table);
-  const format::TokenScaleLayout at = format::LutBlock(spec.head_dim, lut.bits);
-  return QuantizeSide<kType>(rows.k, rows.token_stride, spec.head_dim, lut, false,
-                             block + at.k_codes, block + at.k_scale) &&
-         QuantizeSide<kType>(rows.v, rows.token_stride, spec.head_dim, lut, true,
-                             block + at.v_codes, block + at.v_scale);
+  const int d = spec.head_dim;
+  const format::LutLayout at = format::LutBlock(d, lut.bits, lut.shifted_keys);
+  const SideBytes k = {block + at.k_codes, block + at.k_scale, block + at.k_zero};
+  const SideBytes v = {block + at.v_codes, block + at.v_scale, nullptr};
+  std::fill(k.zeros, block + at.v_codes, std::byte{0});
+  const auto quantize_k = lut.shifted_keys ? QuantizeSide<kType, true> : QuantizeSide<kType, false>;
+  return quantize_k(rows.k, rows.token_stride, d, lut, false, k) &&
+         QuantizeSide<kType, false>(rows.v, rows.token_stride, d, lut, true, v);
 }
 
 bool QuantizeLutBlock(const HeadRows& rows, const BlockSpec& spec, std::byte* block) {

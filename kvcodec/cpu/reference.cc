@@ -53,8 +53,8 @@ constexpr ReferenceKind kRaw16Reference = {
       return std::nullopt;
     },
     .attend =
-        [](const std::byte* block, const BlockSpec& spec, const QueryGroup& group,
-           const SoftmaxState& state) {
+        [](const std::byte* block, const BlockSpec& spec, const BlockPlace&,
+           const QueryGroup& group, const SoftmaxState& state) {
           const format::Raw16Layout at = format::Raw16Block(spec.head_dim);
           const HeadRows rows = {reinterpret_cast<const std::uint16_t*>(block + at.k),
                                  reinterpret_cast<const std::uint16_t*>(block + at.v),
@@ -62,7 +62,7 @@ constexpr ReferenceKind kRaw16Reference = {
           AttendRaw(rows, kBlockTokens, group, state);
         },
     .dequantize =
-        [](const std::byte* block, const BlockSpec& spec, float* k, float* v) {
+        [](const std::byte* block, const BlockSpec& spec, const BlockPlace&, float* k, float* v) {
           const format::Raw16Layout at = format::Raw16Block(spec.head_dim);
           for (int i = 0; i < kBlockTokens * spec.head_dim; ++i) {
             k[i] = FloatFromRaw16(spec.raw_type, LoadU16(block + at.k, i));
@@ -80,6 +80,8 @@ const ReferenceKind& ReferenceOf(BlockKind kind) {
       return Fp8Reference();
     case BlockKind::kLut:
       return LutReference();
+    case BlockKind::kCoupled:
+      return CoupledReference();
     case BlockKind::kScalar:
       return ScalarReference();
   }
@@ -104,7 +106,9 @@ void AttendBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGr
                   const SoftmaxState& state) {
   const ReferenceKind& kind = ReferenceOf(spec.kind);
   for (std::size_t i = 0; i < blocks.count; ++i) {
-    kind.attend(blocks.pages[i] + blocks.head_offset, spec, group, state);
+    BlockPlace place = blocks.place;
+    place.token += static_cast<std::int64_t>(i) * kBlockTokens;
+    kind.attend(blocks.pages[i] + blocks.head_offset, spec, place, group, state);
   }
 }
 
@@ -124,8 +128,9 @@ std::optional<BlockFault> FindFault(const HeadRows& rows, const BlockSpec& spec)
   return fault ? fault : FindSideFault(VSide(rows), spec, true);
 }
 
-void DequantizeBlock(const std::byte* block, const BlockSpec& spec, float* k, float* v) {
-  ReferenceOf(spec.kind).dequantize(block, spec, k, v);
+void DequantizeBlock(const std::byte* block, const BlockSpec& spec, const BlockPlace& place,
+                     float* k, float* v) {
+  ReferenceOf(spec.kind).dequantize(block, spec, place, k, v);
 }
 
 const Ops& ReferenceOps() {

@@ -15,13 +15,14 @@ namespace kvferry::codec::cpu {
 // whole token, token < 0: the whole group of tokens.
 struct BlockFault {
   bool is_v = false;
-  bool not_finite = false;  // else a scale or min is outside fp16
+  bool not_finite = false;  // else a scale, min or zero point is outside fp16
   int token = 0;
   int channel = 0;
 };
 std::optional<BlockFault> FindFault(const HeadRows& rows, const BlockSpec& spec);
 
 // k, v: [64, head_dim] fp32.
-void DequantizeBlock(const std::byte* block, const BlockSpec& spec, float* k, float* v);
+void DequantizeBlock(const std::byte* block, const BlockSpec& spec, const BlockPlace& place,
+                     float* k, float* v);
 
 }  // namespace kvferry::codec::cpu

@@ -30,15 +30,17 @@ struct ReferenceKind {
   bool (*quantize)(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
   // The first scale of a side of finite values that does not fit.
   std::optional<BlockFault> (*find_fault)(const Side& side, const BlockSpec& spec, bool is_v);
-  void (*attend)(const std::byte* block, const BlockSpec& spec, const QueryGroup& group,
-                 const SoftmaxState& state);
-  void (*dequantize)(const std::byte* block, const BlockSpec& spec, float* k, float* v);
+  void (*attend)(const std::byte* block, const BlockSpec& spec, const BlockPlace& place,
+                 const QueryGroup& group, const SoftmaxState& state);
+  void (*dequantize)(const std::byte* block, const BlockSpec& spec, const BlockPlace& place,
+                     float* k, float* v);
 };
 
 const ReferenceKind& ScalarReference();
 const ReferenceKind& Int8Reference();
 const ReferenceKind& Fp8Reference();
 const ReferenceKind& LutReference();
+const ReferenceKind& CoupledReference();
 
 // Adds 64 tokens or fewer whose scores are known; value(token, channel) is the V that they weigh.
 template <class Value>

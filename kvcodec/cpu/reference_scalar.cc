@@ -90,8 +90,8 @@ std::optional<BlockFault> FindScaleFault(const Side& side, const BlockSpec& spec
   return fault;
 }
 
-void Attend(const std::byte* block, const BlockSpec& spec, const QueryGroup& group,
-            const SoftmaxState& state) {
+void Attend(const std::byte* block, const BlockSpec& spec, const BlockPlace&,
+            const QueryGroup& group, const SoftmaxState& state) {
   const format::ScalarLayout at = LayoutOf(spec);
   const int d = spec.head_dim;
   const auto k_code = [&](int token, int channel) {
@@ -129,7 +129,8 @@ void Attend(const std::byte* block, const BlockSpec& spec, const QueryGroup& gro
   }
 }
 
-void Dequantize(const std::byte* block, const BlockSpec& spec, float* k, float* v) {
+void Dequantize(const std::byte* block, const BlockSpec& spec, const BlockPlace&, float* k,
+                float* v) {
   const format::ScalarLayout at = LayoutOf(spec);
   const int d = spec.head_dim;
   const auto value = [&](int codes, int scale, int min, int index, const format::CodePlace& place,

@@ -73,6 +73,8 @@ SimdKind SimdOf(BlockKind kind) {
       return {QuantizeScalarSimd, AttendScalarBlocksSimd};
     case BlockKind::kLut:
       return {QuantizeLutSimd, AttendLutBlocksSimd};
+    case BlockKind::kCoupled:
+      return {QuantizeCoupledSimd, AttendCoupledBlocksSimd};
   }
   std::abort();  // every caller has validated its spec
 }

@@ -24,4 +24,9 @@ bool QuantizeLutSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* blo
 void AttendLutBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
                          const SoftmaxState& state);
 
+// kCoupled blocks.
+bool QuantizeCoupledSimd(const HeadRows& rows, const BlockSpec& spec, std::byte* block);
+void AttendCoupledBlocksSimd(const HeadBlocks& blocks, const BlockSpec& spec,
+                             const QueryGroup& group, const SoftmaxState& state);
+
 }  // namespace kvferry::codec::cpu

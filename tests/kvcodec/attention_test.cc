@@ -35,7 +35,7 @@ Sequence MakeSequence(const Backend& backend, const BlockSpec& spec, int kv_head
     auto page = std::make_unique<GuardedPage>(PageBytes(spec, kv_heads));
     EXPECT_TRUE(backend.Quantize(kv.view, spec, {}, page->span()).ok());
     std::vector<float> k(std::size_t{64} * kv_heads * spec.head_dim), v(k.size());
-    EXPECT_TRUE(backend.Dequantize(page->span(), spec, kv_heads, k, v).ok());
+    EXPECT_TRUE(backend.Dequantize(page->span(), spec, {}, kv_heads, k, v).ok());
     const std::size_t part = std::size_t{64} * spec.head_dim;
     for (int h = 0; h < kv_heads; ++h) {
       sequence.heads[h].k.insert(sequence.heads[h].k.end(), k.begin() + h * part,
@@ -181,6 +181,30 @@ TEST_P(AttentionTest, SharpSoftmax) {
   for (const Lut& lut : kLuts) Check(LutSpec(lut.table, 96), 4, 1, {{4, 20, 64}}, 3, 1e-4);
 }
 
+TEST_P(AttentionTest, ShiftedKeysFarFromZero) {
+  for (const int head_dim : {64, 96, 128, 256}) {
+    const BlockSpec spec = LutSpec(LutTable::kAnf4, head_dim);
+    Sequence sequence = MakeSequence(*backend_, spec, 1, {0, 3, 0}, 1);
+    PlainHead& head = sequence.heads[0];
+    for (int block = 0; block < 3; ++block) {  // each with other zeros
+      KvSample kv = MakeKv(1, 64, head_dim, Raw16::kFp16, 3 + block);
+      for (int i = 0; i < 64 * head_dim; ++i) {
+        const auto shift = static_cast<float>((i % head_dim + block) % 16 == 5 ? 8 : 0);
+        kv.k[i] = HalfFromFloat(FloatFromHalf(kv.k[i]) + shift);
+      }
+      const std::size_t at = std::size_t{64} * head_dim * block, part = std::size_t{64} * head_dim;
+      ASSERT_TRUE(backend_->Quantize(kv.view, spec, {}, sequence.pages[block]->span()).ok());
+      ASSERT_TRUE(backend_
+                      ->Dequantize(sequence.pages[block]->span(), spec, {}, 1,
+                                   std::span(head.k).subspan(at, part),
+                                   std::span(head.v).subspan(at, part))
+                      .ok());
+    }
+    const Call call = MakeCall(spec, 5, 1, {&sequence});
+    ExpectExact(Attend(*backend_, call), call, {&sequence}, 1e-4, SpecName(spec));
+  }
+}
+
 TEST_P(AttentionTest, RepeatsToTheBit) {
   const BlockSpec spec = ScalarSpec(128, 2, 2, 64, 128);
   const Sequence a = MakeSequence(*backend_, spec, 2, {4, 40, 64}, 5);
@@ -225,7 +249,7 @@ TEST_P(AttentionTest, LargeValuesAndScales) {
     Sequence sequence = MakeSequence(*backend_, spec, 1, {0, 1, 0}, 1);
     ASSERT_TRUE(backend_->Quantize(kv.view, spec, {}, sequence.pages[0]->span()).ok());
     PlainHead& head = sequence.heads[0];
-    ASSERT_TRUE(backend_->Dequantize(sequence.pages[0]->span(), spec, 1, head.k, head.v).ok());
+    ASSERT_TRUE(backend_->Dequantize(sequence.pages[0]->span(), spec, {}, 1, head.k, head.v).ok());
     const Call call = MakeCall(spec, 4, 1, {&sequence});
     ExpectExact(Attend(*backend_, call), call, {&sequence}, kBound,
                 "V of " + std::to_string(v_size));

@@ -60,6 +60,8 @@ TEST(CodecTest, BitsPerValueCountScales) {
   EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(64), 4.25);
   EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(128), 4.125);
   EXPECT_DOUBLE_EQ(FindCodec("nqkv-nf4")->BitsPerValue(256), 4.0625);  // the paper's blocks of 256
+  EXPECT_DOUBLE_EQ(FindCodec("anf4")->BitsPerValue(64), 4.375);  // a zero per channel and block
+  EXPECT_DOUBLE_EQ(FindCodec("anf4")->BitsPerValue(128), 4.25);
   EXPECT_DOUBLE_EQ(FindCodec("nf3")->BitsPerValue(128), 3.125);
   EXPECT_DOUBLE_EQ(FindCodec("lm3")->BitsPerValue(128), 3.125);
   EXPECT_DOUBLE_EQ(FindCodec("lm2")->BitsPerValue(128), 2.125);
@@ -93,6 +95,13 @@ TEST(CodecTest, NqkvKeepsNothingIn16BitsUnlessAsked) {
   EXPECT_EQ(codec.name, "lm3:sinks=4,recent=64,raw=bf16");
   EXPECT_EQ(codec.ForLayer(3, 128)->table, LutTable::kLm3);
   EXPECT_NE(FindCodec("lm3")->Hash(), FindCodec("nf3")->Hash());
+}
+
+TEST(CodecTest, ShiftedKeysHaveTheWindowOfTheBaselines) {
+  const Codec codec = FindCodec("anf4").value();
+  EXPECT_EQ(codec.window, FindCodec("int8")->window);
+  EXPECT_EQ(codec.ForLayer(0, 64)->table, LutTable::kAnf4);
+  EXPECT_NE(codec.Hash(), FindCodec("nqkv-nf4:sinks=4,recent=64")->Hash());
 }
 
 TEST(CodecTest, ParametersThatSayNothingNewLeaveNoTrace) {

@@ -25,6 +25,7 @@ TEST(DescribeTest, RegionsCoverTheBlock) {
        {ScalarSpec(96, 3, 1, 32, 32), ScalarSpec(128, 4, 2, 64, 128), ScalarSpec(64, 8, 8, 64, 64),
         BlockSpec{.kind = BlockKind::kInt8, .head_dim = 96},
         BlockSpec{.kind = BlockKind::kFp8, .head_dim = 64}, LutSpec(LutTable::kLm3, 96),
+        LutSpec(LutTable::kAnf4, 96), LutSpec(LutTable::kAnf4, 128),
         BlockSpec{.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 64}}) {
     const absl::StatusOr<BlockDescription> block = DescribeBlock(MakeBlock(spec), spec);
     ASSERT_TRUE(block.ok()) << block.status();
@@ -55,6 +56,7 @@ TEST(DescribeTest, SaysWhatIsWrongInABlock) {
   EXPECT_THAT(text, HasSubstr("scalar K 2 bit GK 64, V 2 bit GV 64, head_dim 64: 2560 bytes"));
   EXPECT_THAT(text, HasSubstr("NOT FINITE 1"));
   EXPECT_EQ(SpecText(LutSpec(LutTable::kNf4, 64)), "lut nf4, head_dim 64");
+  EXPECT_EQ(SpecText(LutSpec(LutTable::kAnf4, 64)), "lut anf4, head_dim 64");
   const BlockSpec fp8 = {.kind = BlockKind::kFp8, .head_dim = 64};
   bytes = MakeBlock(fp8);
   bytes[77] = std::byte{0xff};

@@ -16,11 +16,43 @@ inline constexpr char kGoldenFolder[] = "tests/golden/codec/";
 
 struct GoldenCase {
   BlockSpec spec;
+  BlockOrigin origin;
+  std::shared_ptr<const Codebooks> codebooks;  // of coupled blocks
   Raw16 type;
   std::string line, input;
   std::uint32_t seed = 0;
   std::size_t offset = 0, bytes = 0;
 };
+
+inline std::uint32_t GoldenMix(std::uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+inline constexpr int kGoldenHeads = 2;
+
+// `codebook` and the frequencies of `rotation` of the script.
+inline std::shared_ptr<const Codebooks> GoldenCodebooks(int head_dim, const Coupling& coupling) {
+  const CodebookShape shape = {1, kGoldenHeads, head_dim, coupling};
+  std::vector<float> frequencies;
+  for (int i = 0; i < head_dim / 2; ++i) frequencies.push_back(1.0f / static_cast<float>(i + 1));
+  std::vector<std::uint16_t> centroids;
+  const std::uint32_t count = coupling.centroids(), channels = coupling.channels;
+  for (std::uint32_t group = 0; centroids.size() < shape.values(); ++group) {
+    for (std::uint32_t code = 0; code < count; ++code) {
+      for (std::uint32_t channel = 0; channel < channels; ++channel) {
+        const std::uint32_t index = (group * count + code % (count - 3)) * channels + channel;
+        const std::uint32_t h = GoldenMix(index + 12345);
+        centroids.push_back(
+            static_cast<std::uint16_t>(h >> 31 << 15 | (13 + (h >> 16 & 3)) << 10 | (h & 1023)));
+      }
+    }
+  }
+  return Codebooks::Create(shape, frequencies, centroids, "{}").value();
+}
 
 inline std::vector<GoldenCase> LoadGoldenCases() {
   std::vector<GoldenCase> cases;
@@ -32,11 +64,20 @@ inline std::vector<GoldenCase> LoadGoldenCases() {
         c.spec.k_group_tokens >> c.spec.v_group_channels >> type >> c.input >> c.seed >> c.offset >>
         c.bytes;
     c.type = type == "fp16" ? Raw16::kFp16 : Raw16::kBf16;
-    c.spec.kind = kind == "scalar"  ? BlockKind::kScalar
-                  : kind == "int8"  ? BlockKind::kInt8
-                  : kind == "fp8"   ? BlockKind::kFp8
-                  : kind == "raw16" ? BlockKind::kRaw16
-                                    : BlockKind::kLut;
+    c.spec.kind = kind == "scalar"    ? BlockKind::kScalar
+                  : kind == "int8"    ? BlockKind::kInt8
+                  : kind == "fp8"     ? BlockKind::kFp8
+                  : kind == "raw16"   ? BlockKind::kRaw16
+                  : kind == "coupled" ? BlockKind::kCoupled
+                                      : BlockKind::kLut;
+    if (c.spec.kind == BlockKind::kCoupled) {
+      c.origin = {.kv_head_begin = c.spec.v_group_channels, .token_begin = c.spec.k_group_tokens};
+      c.spec = {.kind = c.spec.kind,
+                .head_dim = c.spec.head_dim,
+                .coupling = {c.spec.k_bits, c.spec.v_bits}};
+      c.codebooks = GoldenCodebooks(c.spec.head_dim, c.spec.coupling);
+      c.spec.codebooks = c.codebooks.get();
+    }
     for (const Lut& lut : kLuts) {
       if (kind == lut.name) c.spec.table = lut.table;
     }
@@ -45,14 +86,6 @@ inline std::vector<GoldenCase> LoadGoldenCases() {
     cases.push_back(c);
   }
   return cases;
-}
-
-inline std::uint32_t GoldenMix(std::uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ (x >> 16);
 }
 
 // `raw_input` of the script.
@@ -66,6 +99,7 @@ inline std::uint16_t GoldenValue(const GoldenCase& c, std::uint32_t side, std::u
   if (c.input == "constant") sign = 0, exponent = one, mantissa = 5;
   if (c.input == "denormal") exponent = fp16 ? 0 : one - 26 + (h >> 16 & 3);
   if (c.input == "outlier" && channel % 16 == 3) exponent = one + 13;
+  if (c.input == "offset" && channel % 8 == 1) sign = channel % 16 / 8 << 15, exponent = one + 3;
   if (c.input == "zeros") exponent = mantissa = 0;
   return static_cast<std::uint16_t>(sign | exponent << mantissa_bits | mantissa);
 }

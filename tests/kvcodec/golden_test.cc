@@ -18,7 +18,7 @@ TEST_P(GoldenTest, BlocksAreThoseOfTheIndependentWriter) {
     ASSERT_LE(c.offset + c.bytes, golden.size()) << c.line;
     const KvSample kv = MakeGoldenInput(c);
     GuardedPage page(c.bytes);
-    const absl::Status status = backend->Quantize(kv.view, c.spec, {}, page.span());
+    const absl::Status status = backend->Quantize(kv.view, c.spec, c.origin, page.span());
     ASSERT_TRUE(status.ok()) << c.line << ": " << status;
     page.Check();
     const std::byte* want = golden.data() + c.offset;

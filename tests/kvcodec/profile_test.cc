@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/strings/str_replace.h"
+#include "kvcodec/open_codec.h"
 #include "kvcodec/plan.h"
 #include "tests/model/temp_folder.h"
 
@@ -48,15 +49,15 @@ TEST(ProfileTest, IsANameForLayerOverrides) {
 
 TEST(ProfileTest, AModelOfAnotherShapeIsRefusedByName) {
   const Codec codec = ProfileCodec(ParseProfile(kThreeLayers, "a.json").value()).value();
-  EXPECT_TRUE(codec.FitsModel(3).ok());
-  const absl::Status other = codec.FitsModel(30);
+  EXPECT_TRUE(codec.FitsModel({.layers = 3}).ok());
+  const absl::Status other = codec.FitsModel({.layers = 30});
   EXPECT_EQ(other.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(other.message()), HasSubstr("layer.0=8/4"));
   EXPECT_THAT(std::string(other.message()), HasSubstr("of 3 layers, this one has 30"));
   EXPECT_TRUE(HandoffBytes(500, codec, {3, 2, 64}).ok());
   EXPECT_EQ(HandoffBytes(500, codec, {4, 2, 64}).status().code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(FindCodec("kivi-4-g64")->FitsModel(7).ok());
+  EXPECT_TRUE(FindCodec("kivi-4-g64")->FitsModel({.layers = 7}).ok());
 }
 
 TEST(ProfileTest, WrongFilesAreRefusedByField) {

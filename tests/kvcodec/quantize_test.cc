@@ -62,7 +62,7 @@ TEST_P(QuantizeTest, DequantizedValuesLieWithinHalfAScale) {
         const KvSample kv = MakeKv(1, 64, spec.head_dim, type, 7);
         const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
         std::vector<float> k(64 * spec.head_dim), v(k.size());
-        ASSERT_TRUE(backend_->Dequantize(page, spec, 1, k, v).ok());
+        ASSERT_TRUE(backend_->Dequantize(page, spec, {}, 1, k, v).ok());
         PlainHead exact;
         AppendRaw(kv.view, 0, exact);
         ExpectClose(k, exact, spec, false);
@@ -101,7 +101,7 @@ TEST_P(QuantizeTest, Raw16KeepsTheBitsAndInt8TheLargestValue) {
     const BlockSpec int8 = {.kind = BlockKind::kInt8, .head_dim = head_dim};
     const std::vector<std::byte> codes = Bytes(*backend_, kv.view, int8);
     std::vector<float> k(std::size_t{3} * 64 * head_dim), v(k.size());
-    ASSERT_TRUE(backend_->Dequantize(codes, int8, 3, k, v).ok());
+    ASSERT_TRUE(backend_->Dequantize(codes, int8, {}, 3, k, v).ok());
     for (std::size_t i = 0; i < k.size(); ++i) {
       ASSERT_NEAR(k[i], FloatFromBf16(kv.k[i]), 0.12f);
       ASSERT_NEAR(v[i], FloatFromBf16(kv.v[i]), 0.03f);
@@ -117,12 +117,28 @@ TEST_P(QuantizeTest, Fp8IsWithinHalfAStepOfItsMantissa) {
     PlainHead got, exact;
     got.k.resize(std::size_t{64} * head_dim);
     got.v.resize(got.k.size());
-    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, got.k, got.v).ok());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, {}, 1, got.k, got.v).ok());
     AppendRaw(kv.view, 0, exact);
     for (std::size_t i = 0; i < got.k.size(); ++i) {
       // 2^-4 for the mantissa, a little for the fp16 scale; below 2^-6 of a scale, half of 2^-9.
       ASSERT_NEAR(got.k[i], exact.k[i], std::fabs(exact.k[i]) * 0.0630f + 1e-4f);
       ASSERT_NEAR(got.v[i], exact.v[i], std::fabs(exact.v[i]) * 0.0630f + 1e-4f);
+    }
+  }
+}
+
+// Takes off what quantizing has made of shifted keys.
+void TakeZerosOff(int head_dim, std::vector<float>& exact, std::vector<float>& got) {
+  for (int channel = 0; channel < head_dim; ++channel) {
+    float low = INFINITY, high = -INFINITY;
+    for (int i = channel; i < 64 * head_dim; i += head_dim) {
+      low = std::min(low, exact[i]);
+      high = std::max(high, exact[i]);
+    }
+    const float zero = FloatFromHalf(HalfFromFloat((low + high) * 0.5f));
+    for (int i = channel; i < 64 * head_dim; i += head_dim) {
+      exact[i] -= zero;
+      got[i] -= zero;
     }
   }
 }
@@ -136,8 +152,9 @@ TEST_P(QuantizeTest, LutCodesAreTheNearestLevels) {
     PlainHead got, exact;
     got.k.resize(std::size_t{64} * 96);
     got.v.resize(got.k.size());
-    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, got.k, got.v).ok());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, {}, 1, got.k, got.v).ok());
     AppendRaw(kv.view, 0, exact);
+    if (lut.shifted_keys) TakeZerosOff(96, exact.k, got.k);
     for (int i = 0; i < 64 * 96; ++i) {
       for (const bool is_v : {false, true}) {
         const std::vector<float>& values = is_v ? exact.v : exact.k;
@@ -161,7 +178,7 @@ TEST_P(QuantizeTest, LutCodesAreTheNearestLevels) {
 
 TEST_P(QuantizeTest, LutTiesGoToTheLowerLevelAndZeroHasACode) {
   for (const Lut& lut : kLuts) {
-    if (lut.scale != LutScale::kLargest) continue;
+    if (lut.scale != LutScale::kLargest || lut.shifted_keys) continue;
     const BlockSpec spec = LutSpec(lut.table, 64);
     KvSample kv = MakeKv(1, 64, 64, Raw16::kFp16, 1);
     std::fill(kv.k.begin(), kv.k.end(), HalfFromFloat(0));
@@ -173,7 +190,7 @@ TEST_P(QuantizeTest, LutTiesGoToTheLowerLevelAndZeroHasACode) {
     }
     const std::vector<std::byte> page = Bytes(*backend_, kv.view, spec);
     std::vector<float> k(64 * 64), v(k.size());
-    ASSERT_TRUE(backend_->Dequantize(page, spec, 1, k, v).ok());
+    ASSERT_TRUE(backend_->Dequantize(page, spec, {}, 1, k, v).ok());
     for (int token = 0; token < 64; ++token) {
       EXPECT_EQ(k[token * 64], token >= 32 ? 0.0f : token % 2 == 0 ? 1.0f : -1.0f);
       for (int i = 0; token < 32 && i + 1 < lut.count(); ++i) {
@@ -197,6 +214,73 @@ TEST_P(QuantizeTest, LutScalesOutsideFp16AreNamed) {
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("layer 3, head 9, V, token 1009: the scale"));
   }
+}
+
+// Where zeros are exact, all but the zeros is what the same table makes of keys around zero.
+TEST_P(QuantizeTest, ShiftedKeysAreKeysWithoutTheirZeros) {
+  for (const int d : {64, 96, 128, 256}) {
+    KvSample plain = MakeKv(1, 64, d, Raw16::kFp16, 5), shifted = plain;
+    shifted.view.k = shifted.k.data();
+    shifted.view.v = shifted.v.data();
+    plain.view.k = plain.k.data();
+    plain.view.v = plain.v.data();
+    const auto zero_of = [](int channel) { return static_cast<float>(channel % 17 - 8); };
+    std::mt19937 random(3);
+    for (int i = 0; i < 64 * d; ++i) {  // steps of 1/64 from -1 to 1
+      const int token = i / d;
+      const int step = token < 2 ? 64 - 128 * token : static_cast<int>(random() % 129) - 64;
+      plain.k[i] = HalfFromFloat(static_cast<float>(step) / 64);
+      shifted.k[i] = HalfFromFloat(static_cast<float>(step) / 64 + zero_of(i % d));
+    }
+    const std::vector<std::byte> want = Bytes(*backend_, plain.view, LutSpec(LutTable::kNf4, d));
+    const std::vector<std::byte> got = Bytes(*backend_, shifted.view, LutSpec(LutTable::kAnf4, d));
+    const format::LutLayout at = format::LutBlock(d, 4, true);
+    EXPECT_TRUE(std::equal(want.begin(), want.begin() + at.k_zero, got.begin())) << d;
+    EXPECT_TRUE(std::equal(want.begin() + at.k_zero, want.end(), got.begin() + at.v_codes)) << d;
+    for (int channel = 0; channel < d; ++channel) {
+      EXPECT_EQ(LoadU16(got.data() + at.k_zero, channel), HalfFromFloat(zero_of(channel)));
+    }
+    for (int i = at.k_zero + 2 * d; i < at.v_codes; ++i) EXPECT_EQ(got[i], std::byte{0});
+  }
+}
+
+TEST_P(QuantizeTest, ShiftedKeysAreCloserWhereChannelsAreFarFromZero) {
+  KvSample kv = MakeKv(1, 64, 128, Raw16::kBf16, 5);
+  for (int i = 0; i < 64 * 128; i += 32)
+    kv.k[i] = ToRaw16(Raw16::kBf16, FloatFromBf16(kv.k[i]) + 40);
+  double errors[2] = {};
+  for (const LutTable table : {LutTable::kNf4, LutTable::kAnf4}) {
+    const BlockSpec spec = LutSpec(table, 128);
+    std::vector<float> k(64 * 128), v(k.size());
+    ASSERT_TRUE(backend_->Dequantize(Bytes(*backend_, kv.view, spec), spec, {}, 1, k, v).ok());
+    for (int i = 0; i < 64 * 128; ++i) {
+      errors[table == LutTable::kAnf4] += std::fabs(k[i] - FloatFromBf16(kv.k[i]));
+    }
+  }
+  EXPECT_LT(errors[1], 0.5 * errors[0]);
+}
+
+TEST_P(QuantizeTest, ZerosOutsideFp16AreNamed) {
+  KvSample kv = MakeKv(2, kBlockTokens, 64, Raw16::kBf16, 2);
+  const auto put = [&](int token, int channel, float value) {
+    kv.k[(kBlockTokens + token) * 64 + channel] = ToRaw16(Raw16::kBf16, value);
+  };
+  const BlockSpec spec = LutSpec(LutTable::kAnf4, 64);
+  GuardedPage page(PageBytes(spec, 2));
+  const auto expect_named = [&](const std::string& where) {
+    const absl::Status status = backend_->Quantize(kv.view, spec, kBadValueOrigin, page.span());
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(where + ": the scale, min or zero point"));
+    page.Check();
+  };
+  put(9, 50, -1e5f);  // the zero and what is left fit
+  EXPECT_TRUE(backend_->Quantize(kv.view, spec, kBadValueOrigin, page.span()).ok());
+  put(3, 7, 3e38f);
+  put(4, 7, -3e38f);
+  expect_named("layer 3, head 9, K, token 1003");
+  put(9, 50, 3e38f);
+  put(0, 60, 3e38f);
+  expect_named("layer 3, head 9, K, channel 50");
 }
 
 TEST_P(QuantizeTest, HeadsAndStridesAreHonoured) {
@@ -319,8 +403,8 @@ TEST_P(QuantizeTest, WrongShapesAreRefused) {
   GuardedPage larger(PageBytes(spec, 2) + 128);
   expect_refused(kv.view, spec, larger.span().subspan(64, PageBytes(spec, 2)));
   std::vector<float> k(2 * 64 * 64), v(k.size());
-  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, 1, k, v).ok());
-  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, 2, std::span(k).subspan(1), v).ok());
+  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, {}, 1, k, v).ok());
+  EXPECT_FALSE(backend_->Dequantize(page.span(), spec, {}, 2, std::span(k).subspan(1), v).ok());
 }
 
 // Every target agrees with the reference on every byte, on ordinary and on awkward values.

@@ -8,6 +8,8 @@ the layout is built here by reshaping whole arrays, in C++ code by code.
 
 cases.txt has one block a line:
     kind head_dim k_bits v_bits k_group v_group type input seed offset bytes
+Of coupled blocks (kind "coupled") the four numbers are channels, bits, the position of the first
+token and the KV head.
 The inputs are integer formulas (see `raw_input`), repeated in tests/kvcodec/golden_test.cc.
 """
 
@@ -49,6 +51,9 @@ def raw_input(kind, typ, seed, side, head_dim):
         exponent = exponent * 0 if typ == "fp16" else one - 26 + ((h >> 16) & 3)
     if kind == "outlier":  # every 16th channel around 1e4
         exponent = np.where(channel % 16 == 3, one + 13, exponent)
+    if kind == "offset":  # every 8th channel around 12, of one sign
+        exponent = np.where(channel % 8 == 1, one + 3, exponent)
+        sign = np.where(channel % 8 == 1, channel % 16 // 8 << 15, sign)
     if kind == "zeros":
         exponent, mantissa = exponent * 0, mantissa * 0
     return (sign | (exponent << mantissa_bits) | mantissa).astype(np.uint16)
@@ -241,6 +246,8 @@ LEVELS = {
     "lm3": [-35264, -22016, -12384, -4016, 4016, 12384, 22016, 35264],
     "lm2": [-24752, -7420, 7420, 24752],
 }
+# Whose keys have a zero point per channel, and of which table the levels are.
+SHIFTED = {"anf4": "nf4"}
 
 
 def lut_codes(y, levels):
@@ -260,17 +267,81 @@ def rms(x):
     return np.sqrt((two[:, 0] + two[:, 1]) / np.float32(x.shape[1]))
 
 
+def key_zeros(k):
+    zeros = ((k.min(axis=0) + k.max(axis=0)) * np.float32(0.5)).astype(np.float16)
+    zeros[zeros == 0] = np.float16(0)  # never -0
+    return zeros
+
+
 def lut_block(k, v, name):
-    levels = LEVELS[name]
+    levels = LEVELS[SHIFTED.get(name, name)]
     bits = len(levels).bit_length() - 1
-    parts = []
+    parts, padding = [], np.zeros(-2 * k.shape[1] % 128, np.uint8)
+    if name in SHIFTED:
+        zeros = key_zeros(k)
+        k = k - zeros.astype(np.float32)
     for x, is_k in ((k, True), (v, False)):
         scale, inverse = token_scales(rms(x) if name.startswith("lm") else np.abs(x).max(axis=1))
         parts.append(pack(lut_codes(x * inverse[:, None], levels), bits, is_k))
         # K scales: [tile, r, g] -> [g, r, tile]
         of_k = scale.reshape(4, 2, 8).transpose(2, 1, 0)
         parts.append(of_k if is_k else v_scale_order(scale[:, None]))
+        if is_k and name in SHIFTED:
+            parts += [zeros, padding]
     return b"".join(np.ascontiguousarray(p).tobytes() for p in parts)
+
+
+# --- coupled blocks: the nearest centroid ------------------------------------------------------------
+
+
+def codebook(side, kv_head, groups, channels, count):
+    """[groups, count, channels] float32, made up. The last three are the first three again: ties."""
+    group, code, channel = np.meshgrid(np.arange(groups), np.arange(count), np.arange(channels), indexing="ij")
+    code = code % (count - 3)
+    index = (((kv_head * 2 + side) * groups + group) * count + code) * channels + channel
+    h = mix((index + 12345).astype(np.uint32))
+    raw = ((h >> 31) << 15) | ((13 + ((h >> 16) & 3)) << 10) | (h & 1023)
+    return raw.astype(np.uint16).view(np.float16).astype(np.float32)
+
+
+def rotation(token, head_dim):
+    """cos, sin of one token: of its block's first token and of itself in the block, one after the other."""
+    frequency = (np.float32(1) / (np.arange(head_dim // 2) + 1).astype(np.float32)).astype(np.float64)
+    first, rest = token
+    (c0, s0), (c1, s1) = [
+        (np.cos(p * frequency).astype(np.float32), np.sin(p * frequency).astype(np.float32)) for p in (first, rest)
+    ]
+    return c0 * c1 - s0 * s1, s0 * c1 + c0 * s1
+
+
+def before_rope(k, position):
+    half = k.shape[1] // 2
+    out = np.empty_like(k)
+    for token in range(TOKENS):
+        c, s = rotation((position, token), k.shape[1])
+        low, high = k[token, :half], k[token, half:]
+        out[token, :half] = low * c + high * s
+        out[token, half:] = high * c - low * s
+    return out
+
+
+def nearest(x, book):
+    """[64, groups, channels] and [groups, count, channels] -> [64, groups]; every step is fp32."""
+    distance = np.zeros((x.shape[0], book.shape[0], book.shape[1]), np.float32)
+    for i in range(x.shape[2]):
+        step = x[:, :, None, i] - book[None, :, :, i]
+        distance = distance + step * step
+    return distance.argmin(axis=2)  # of two the lower
+
+
+def coupled_block(k, v, channels, bits, position, kv_head):
+    rows = []
+    for side, x in enumerate((before_rope(k, position), v)):
+        groups = x.shape[1] // channels
+        codes = nearest(x.reshape(TOKENS, groups, channels), codebook(side, kv_head, groups, channels, 2**bits))
+        one_by_one = (codes[:, :, None] >> np.arange(bits) & 1).reshape(TOKENS, -1)
+        rows.append(np.packbits(one_by_one.astype(np.uint8), axis=1, bitorder="little"))
+    return b"".join(r.tobytes() for r in rows)
 
 
 # --- cases ------------------------------------------------------------------------------------------
@@ -316,6 +387,18 @@ def all_cases():
         for kind in INPUTS:
             for typ in ("fp16", "bf16"):
                 yield table, 64, 0, 0, 0, 0, typ, kind
+    for n, (channels, bits) in enumerate([(2, 8), (4, 8), (8, 8), (8, 10), (2, 4)]):
+        for head_dim in (64, 96, 128, 256):
+            yield "coupled", head_dim, channels, bits, 4 + 64 * n, n % 2, ("fp16", "bf16")[n % 2], "plain"
+        for kind in INPUTS:
+            yield "coupled", 64, channels, bits, 131000, 1, ("bf16", "fp16")[n % 2], kind
+    for table in SHIFTED:
+        for head_dim in (64, 96, 128, 256):
+            for kind in ("plain", "offset"):
+                yield table, head_dim, 0, 0, 0, 0, ("fp16", "bf16")[head_dim // 64 % 2], kind
+        for kind in INPUTS + ["offset"]:
+            for typ in ("fp16", "bf16"):
+                yield table, 64, 0, 0, 0, 0, typ, kind
 
 
 def main():
@@ -331,8 +414,10 @@ def main():
             block = int8_block(k, v)
         elif kind == "fp8":
             block = fp8_block(k, v)
-        elif kind in LEVELS:
+        elif kind in LEVELS or kind in SHIFTED:
             block = lut_block(k, v, kind)
+        elif kind == "coupled":
+            block = coupled_block(k, v, k_bits, v_bits, k_group, v_group)
         else:
             block = raw[0].tobytes() + raw[1].tobytes()
         lines.append(

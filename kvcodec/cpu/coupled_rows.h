@@ -1,0 +1,89 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kvcodec/codebooks.h"
+#include "kvcodec/codec.h"
+
+// What both CPU ways through coupled blocks share: a token's row of codes, and the rotation of its
+// keys.
+namespace kvferry::codec::cpu {
+
+inline constexpr int kMostHalf = 128;  // of head_dim
+
+// A row's codes, head_dim / channels of them, from the least significant bit on.
+inline void PutRow(const std::uint32_t* codes, int head_dim, const Coupling& coupling,
+                   std::byte* row) {
+  std::uint32_t pending = 0;
+  int bits = 0;
+  for (int group = 0; group < head_dim / coupling.channels; ++group) {
+    pending |= codes[group] << bits;
+    for (bits += coupling.bits; bits >= 8; bits -= 8, pending >>= 8) {
+      *row++ = static_cast<std::byte>(pending & 0xffu);
+    }
+  }
+}
+
+// The centroids of a row's codes. by_code: of its side. out: [head_dim].
+inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
+                   const float* by_code, float* out) {
+  const auto channels = static_cast<std::size_t>(coupling.channels);
+  const std::size_t book = channels * coupling.centroids();
+  const std::uint32_t mask = (1u << coupling.bits) - 1;
+  std::uint32_t pending = 0;
+  int bits = 0;
+  for (int channel = 0; channel < head_dim; channel += coupling.channels) {
+    for (; bits < coupling.bits; bits += 8) pending |= static_cast<std::uint32_t>(*row++) << bits;
+    std::memcpy(out + channel, by_code + (pending & mask) * channels, channels * sizeof(float));
+    pending >>= coupling.bits;
+    bits -= coupling.bits;
+    by_code += book;
+  }
+}
+
+// The angles of a block's tokens. Every operation is rounded on its own (docs/format.md).
+class BlockTurns {
+ public:
+  // `rotation` outlives it.
+  BlockTurns(const KeyRotation& rotation, std::int64_t position) : rotation_(rotation) {
+    rotation.Angles(position, cos_.data(), sin_.data());
+  }
+
+  // One head of a token, [head_dim]: from behind RoPE to before it.
+  void Back(int token, float* x) const {
+    Turn(token, [&](int i, float cos, float sin) {
+      const float low = x[i], high = x[i + half()];
+      x[i] = low * cos + high * sin;
+      x[i + half()] = high * cos - low * sin;
+    });
+  }
+  void Forward(int token, float* x) const {
+    Turn(token, [&](int i, float cos, float sin) {
+      const float low = x[i], high = x[i + half()];
+      x[i] = low * cos - high * sin;
+      x[i + half()] = high * cos + low * sin;
+    });
+  }
+  int half() const { return rotation_.half(); }
+  // Of the first token alone: [half].
+  const float* cos() const { return cos_.data(); }
+  const float* sin() const { return sin_.data(); }
+
+ private:
+  template <class Pair>
+  void Turn(int token, Pair pair) const {
+    const float* cos = rotation_.token_cos() + static_cast<std::ptrdiff_t>(token) * half();
+    const float* sin = rotation_.token_sin() + static_cast<std::ptrdiff_t>(token) * half();
+    for (int i = 0; i < half(); ++i) {
+      pair(i, cos_[i] * cos[i] - sin_[i] * sin[i], sin_[i] * cos[i] + cos_[i] * sin[i]);
+    }
+  }
+
+  const KeyRotation& rotation_;
+  std::array<float, kMostHalf> cos_, sin_;
+};
+
+}  // namespace kvferry::codec::cpu

@@ -36,10 +36,12 @@ absl::Status DeviceAttention::MakeAttentions(const MakeAttention& make_attention
   const codec::WindowSpec& window = store_.codec().window;
   std::vector<codec::BlockSpec> kinds;
   for (const codec::BlockSpec& spec : store_.specs()) {
-    const auto known = std::find(kinds.begin(), kinds.end(), spec);
+    codec::BlockSpec kind = spec;
+    kind.layer = 0;  // a kind has the codebooks of all layers
+    const auto known = std::find(kinds.begin(), kinds.end(), kind);
     attention_of_layer_.push_back(static_cast<std::size_t>(known - kinds.begin()));
     if (known != kinds.end()) continue;
-    kinds.push_back(spec);
+    kinds.push_back(kind);
     auto attention = make_attention({.spec = spec,
                                      .q_heads = q_heads_,
                                      .kv_heads = store_.geometry().kv_heads,
@@ -114,7 +116,8 @@ int DeviceAttention::DescribeBatch(std::span<StoredSequence* const> sequences) {
                    .window = at.window,
                    .sink_tokens = at.sink_tokens,
                    .window_begin = at.window_begin,
-                   .window_tokens = at.window_tokens};
+                   .window_tokens = at.window_tokens,
+                   .first_page = row_count};
     *target++ = {.k = at.new_k, .v = at.new_v, .head_stride = at.head_elements};
     const int blocks = static_cast<int>(at.pages.size());
     lengths_.push_back({.blocks = blocks,
@@ -143,6 +146,7 @@ absl::Status DeviceAttention::AppendAndAttend(int layer, const std::uint16_t* q,
   return attentions_[attention_of_layer_[layer]]->Launch(
       {.sequences = inputs_.as<const AttentionSequence>(),
        .pages = page_table_.as<const std::byte*>() + std::size_t{store_.rows()} * layer,
+       .layer = layer,
        .sink_offset = offset,
        .window_offset = offset,
        .q = q,

@@ -35,11 +35,13 @@ QuantizeItem ItemOf(const FlushItem& item) {
           .v = item.window.v,
           .page = item.page,
           .head_stride = item.window.head_stride,
-          .token_stride = item.window.token_stride,
+          .token_stride = static_cast<std::int32_t>(item.window.token_stride),
+          .token = item.origin.token_begin,
           .first_row = item.first_row,
           .ring_rows = item.window.tokens,
           .k_bits = static_cast<std::uint8_t>(item.spec.k_bits),
-          .v_bits = static_cast<std::uint8_t>(item.spec.v_bits)};
+          .v_bits = static_cast<std::uint8_t>(item.spec.v_bits),
+          .layer = static_cast<std::uint16_t>(item.spec.layer)};
 }
 
 int MaxBits(std::span<const FlushItem> items) {
@@ -245,7 +247,10 @@ absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const Flu
   const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(flush_mutex_) -> absl::Status {
     KVF_RETURN_IF_ERROR(
         flush_.Upload(sizeof(FlushHeader) + items.size() * sizeof(QuantizeItem), stream_));
-    const FlushItem& first = items.front();  // a store's items differ in their bits alone
+    const FlushItem& first = items.front();  // a store's items differ in bits and layer alone
+    KVF_ASSIGN_OR_RETURN(
+        const kernels::CoupledQuantize coupled,
+        kernels::CoupledOf(first.spec, first.origin.kv_head_begin, first.window.kv_heads));
     KVF_RETURN_IF_ERROR(
         kernels::LaunchFlushWindow({.items = reinterpret_cast<const QuantizeItem*>(on_device + 1),
                                     .max_items = static_cast<int>(items.size()),
@@ -257,6 +262,7 @@ absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const Flu
                                     .k_group_tokens = first.spec.k_group_tokens,
                                     .v_group_channels = first.spec.v_group_channels,
                                     .table = first.spec.table,
+                                    .coupled = coupled,
                                     .max_bits = MaxBits(items),
                                     .first_fault = &on_device->first_fault},
                                    stream_));

@@ -4,6 +4,7 @@
 
 #include "kernels/attention_plan.h"
 #include "kernels/decode_attention.h"
+#include "kernels/device_codebooks.h"
 
 namespace kvferry::kernels {
 
@@ -19,6 +20,7 @@ struct AttentionArgs {
   float2* partial_tops;     // [partial][kColumns]: reference and sum of p
   std::uint32_t* counters;  // zero between launches
   std::int64_t sink_offset, window_offset;
+  CoupledTables coupled;  // of coupled blocks: `centroids` are this layer's
   int kv_heads, group, query_tokens;
   int sink_capacity, window_capacity;
   float scale_log2;  // scale * log2(e)
@@ -36,7 +38,7 @@ struct AttentionKernel {
 // Small thread blocks, several on a multiprocessor, suit many heads; one large one leaves few
 // partial results to merge, which is most of the time where one sequence is spread over the device.
 struct AttentionVariant {
-  codec::BlockSpec spec;  // raw_type is not looked at
+  codec::BlockSpec spec;  // raw_type and codebooks are not looked at
   AttentionKernel many_heads, few_heads;
 };
 

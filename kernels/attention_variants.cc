@@ -8,8 +8,9 @@
 namespace kvferry::kernels {
 namespace {
 
-constexpr std::array kByHeadDim = {AttentionVariantsD64, AttentionVariantsD96,
-                                   AttentionVariantsD128, AttentionVariantsD256};
+constexpr std::array kByHeadDim = {AttentionVariantsD64,  AttentionVariantsD96,
+                                   AttentionVariantsD128, AttentionVariantsD256,
+                                   CoupledVariantsD64,    CoupledVariantsD128};
 
 }  // namespace
 
@@ -26,6 +27,8 @@ const AttentionVariant* FindAttentionVariant(const codec::BlockSpec& spec) {
     for (const AttentionVariant& variant : variants()) {
       codec::BlockSpec same = spec;
       same.raw_type = variant.spec.raw_type;
+      same.codebooks = nullptr;
+      same.layer = 0;
       if (variant.spec == same) return &variant;
     }
   }
@@ -47,6 +50,11 @@ std::string ListAttentionVariants() {
       }
       if (variant.spec.kind == codec::BlockKind::kFp8) {
         absl::StrAppend(&list, " fp8");
+        continue;
+      }
+      if (variant.spec.kind == codec::BlockKind::kCoupled) {
+        absl::StrAppend(&list, " cq-", variant.spec.coupling.channels, "c",
+                        variant.spec.coupling.bits, "b");
         continue;
       }
       if (variant.spec.kind == codec::BlockKind::kLut) {

@@ -66,6 +66,9 @@ class CudaQuantizer final : public codec::Quantizer {
     }
     if (count == 0) return absl::OkStatus();
     absl::MutexLock lock(&mutex_);
+    KVF_RETURN_IF_ERROR(UseThisDevice());
+    KVF_ASSIGN_OR_RETURN(const CoupledQuantize coupled,
+                         CoupledOf(spec, origin.kv_head_begin, kv.kv_heads));
     KVF_RETURN_IF_ERROR(Begin(kv, pages.size(), count));
     std::vector<QuantizeItem> items;
     std::vector<BlockOrigin> origins;
@@ -74,10 +77,12 @@ class CudaQuantizer final : public codec::Quantizer {
                        .v = kv.v,
                        .page = pages_.data() + i * page_bytes,
                        .head_stride = kv.head_stride,
-                       .token_stride = kv.token_stride,
+                       .token_stride = static_cast<std::int32_t>(kv.token_stride),
+                       .token = origin.token_begin + i * kBlockTokens,
                        .first_row = i * kBlockTokens,
                        .k_bits = static_cast<std::uint8_t>(spec.k_bits),
-                       .v_bits = static_cast<std::uint8_t>(spec.v_bits)});
+                       .v_bits = static_cast<std::uint8_t>(spec.v_bits),
+                       .layer = static_cast<std::uint16_t>(spec.layer)});
       origins.push_back(origin);
       origins.back().token_begin += i * kBlockTokens;
     }
@@ -96,6 +101,7 @@ class CudaQuantizer final : public codec::Quantizer {
            .k_group_tokens = spec.k_group_tokens,
            .v_group_channels = spec.v_group_channels,
            .table = spec.table,
+           .coupled = coupled,
            .max_bits =
                spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
            .first_fault = fault_.as<std::uint64_t>()},

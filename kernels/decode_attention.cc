@@ -42,7 +42,8 @@ absl::Status Check(const AttentionConfig& config) {
   if (config.spec.kind == codec::BlockKind::kRaw16 && config.spec.raw_type != config.type) {
     return invalid("blocks and queries have different 16-bit types");
   }
-  return config.spec.Validate();
+  KVF_RETURN_IF_ERROR(config.spec.Validate());
+  return codec::CheckCodebooks(config.spec, config.kv_heads);
 }
 
 // A warp of a large thread block reads a tile while its first blocks are on their way.
@@ -71,6 +72,9 @@ class CudaDecodeAttention : public DecodeAttention {
       : config_(config), many_heads_(many_heads), few_heads_(few_heads) {}
 
   absl::Status Allocate() {
+    if (config_.spec.codebooks != nullptr) {
+      KVF_ASSIGN_OR_RETURN(coupled_, DeviceCodebooks(*config_.spec.codebooks));
+    }
     const int pieces = std::max(MaxPieces(config_.max_sequences, many_heads_.shape),
                                 MaxPieces(config_.max_sequences, few_heads_.shape));
     const std::size_t counters = MaxCounters(config_.max_sequences, many_heads_.shape);
@@ -127,6 +131,11 @@ class CudaDecodeAttention : public DecodeAttention {
         layer.out == nullptr) {
       return absl::InvalidArgumentError("decode_attention: a pointer is null");
     }
+    if (config_.spec.codebooks != nullptr &&
+        (layer.layer < 0 || layer.layer >= config_.spec.codebooks->shape().layers)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("decode_attention: no codebooks for layer ", layer.layer));
+    }
     AttentionArgs args{};
     args.pieces = pieces_.as<AttentionPiece>();
     args.sequences = layer.sequences;
@@ -147,6 +156,8 @@ class CudaDecodeAttention : public DecodeAttention {
     args.scale_log2 = config_.scale * std::numbers::log2e_v<float>;
     args.bf16 = config_.type == codec::Raw16::kBf16;
     args.pages_settled = layer.pages_settled;
+    args.coupled = coupled_;
+    args.coupled.centroids += coupled_.layer_values * layer.layer;
     cudaLaunchAttribute early{};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -165,6 +176,7 @@ class CudaDecodeAttention : public DecodeAttention {
  private:
   const AttentionConfig config_;
   const Placed many_heads_, few_heads_;
+  CoupledTables coupled_;
   const Placed* chosen_ = nullptr;  // by the last Plan, as grid_
   int grid_ = 0;
   DeviceBuffer pieces_, partial_sums_, partial_tops_, counters_;

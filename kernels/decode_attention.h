@@ -24,13 +24,15 @@ struct AttentionSequence {
   std::int32_t sink_tokens = 0;
   std::int32_t window_begin = 0;   // ring row of the oldest token
   std::int32_t window_tokens = 0;  // the query tokens included: at least as many as these
-  std::int32_t reserved = 0;
+  std::int32_t first_page = 0;     // in the page table: page_begin of its AttentionLength
 };
 static_assert(sizeof(AttentionSequence) == 32);
 
 // What stays the same for all steps and layers.
 struct AttentionConfig {
-  codec::BlockSpec spec;  // of one layer; layers with other bits have an own DecodeAttention
+  // Of one layer; layers with other bits have an own DecodeAttention, those with other codebooks
+  // (AttentionLayer::layer) have not.
+  codec::BlockSpec spec;
   int q_heads = 0;
   int kv_heads = 0;      // q_heads / kv_heads: 1..kMaxQueryGroup
   int query_tokens = 1;  // 1..kMaxQueryTokens of each sequence, the newest of its window
@@ -47,6 +49,7 @@ struct AttentionLayer {
   // This layer's page table: the pages of sequence s are pages[page_begin .. + blocks) of its
   // AttentionLength.
   const std::byte* const* pages = nullptr;
+  int layer = 0;                 // of the model, where blocks are coupled
   std::int64_t sink_offset = 0;  // in elements, added to every `sinks`
   std::int64_t window_offset = 0;
   // [sequences, query_tokens, q_heads, head_dim], 16-byte aligned. Query head h reads KV head

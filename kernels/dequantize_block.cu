@@ -58,14 +58,16 @@ __device__ float lut_value(const std::byte* block, const codec::BlockSpec& spec,
                            int token, int channel) {
   const int d = spec.head_dim;
   const DeviceLut& lut = device_luts.of[static_cast<int>(spec.table)];
-  const format::TokenScaleLayout at = format::LutBlock(d, lut.bits);
+  const format::LutLayout at = format::LutBlock(d, lut.bits, lut.shifted_keys);
   const auto* words =
       reinterpret_cast<const std::uint32_t*>(block + (is_v ? at.v_codes : at.k_codes));
   const format::CodePlace place = is_v ? format::VPlace(lut.bits, d, token, channel)
                                        : format::KPlace(lut.bits, d, token, channel);
   const std::uint16_t scale = is_v ? half_at(block + at.v_scale, format::VScalePosition(token))
                                    : half_at(block + at.k_scale, format::KScalePosition(token));
-  return __fmul_rn(float_of(scale), lut.levels[code_at(words, place, lut.bits)]);
+  const float value = __fmul_rn(float_of(scale), lut.levels[code_at(words, place, lut.bits)]);
+  if (is_v || !lut.shifted_keys) return value;
+  return __fadd_rn(value, float_of(half_at(block + at.k_zero, channel)));
 }
 
 // Of an E4M3 number: its bits moved to those of a half are 2^-8 times as much.

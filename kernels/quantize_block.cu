@@ -14,8 +14,8 @@ using codec::BlockKind;
 
 constexpr int kMaxItems = 65535;  // of one grid
 constexpr char kCompiled[] =
-    "There are raw16, int8, fp8 and lut at head_dim 64, 96, 128, 256, and scalar with bits 1, 2, "
-    "3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim";
+    "There are raw16, int8, fp8, lut and coupled at head_dim 64, 96, 128, 256, and scalar with "
+    "bits 1, 2, 3, 4, 8, GK 32, 64 and GV 32, 64, 128 that divides head_dim";
 
 QuantizeVariant FindVariant(const QuantizeParams& params) {
   switch (params.kind) {
@@ -28,6 +28,8 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
     case BlockKind::kLut:
       if (codec::FindLut(params.table) == nullptr) return {};
       return FindLutVariant(params.type, params.head_dim);
+    case BlockKind::kCoupled:
+      return FindCoupledVariant(params.type, params.head_dim, params.coupled.coupling);
     case BlockKind::kScalar:
       break;
     default:
@@ -56,7 +58,11 @@ int SharedBytes(const QuantizeParams& params) {
     return codec::format::Int8Block(params.head_dim).bytes;
   }
   if (params.kind == BlockKind::kLut) {
-    return codec::format::LutBlock(params.head_dim, codec::FindLut(params.table)->bits).bytes;
+    const codec::Lut& lut = *codec::FindLut(params.table);
+    return codec::format::LutBlock(params.head_dim, lut.bits, lut.shifted_keys).bytes;
+  }
+  if (params.kind == BlockKind::kCoupled) {
+    return CoupledSharedBytes(params.head_dim, params.coupled.coupling);
   }
   return codec::format::ScalarBlock(params.head_dim, params.max_bits, params.max_bits,
                                     params.k_group_tokens, params.v_group_channels)
@@ -90,6 +96,9 @@ absl::Status Check(const QuantizeParams& params) {
   if (reinterpret_cast<std::uintptr_t>(params.items) % alignof(QuantizeItem) != 0) {
     return invalid("items are not aligned to ", alignof(QuantizeItem), " bytes");
   }
+  if (params.kind == BlockKind::kCoupled && params.coupled.tables.centroids == nullptr) {
+    return invalid("coupled blocks without codebooks");
+  }
   if ((params.residues == nullptr) != (params.tables == nullptr)) {
     return invalid("residues and tables go together");
   }
@@ -107,6 +116,8 @@ absl::Status SupportsQuantize(const codec::BlockSpec& spec) {
     case BlockKind::kLut:
     case BlockKind::kScalar:
       return absl::OkStatus();
+    case BlockKind::kCoupled:
+      return codec::CheckCodebooks(spec, 1);
     default:
       return absl::UnimplementedError(
           absl::StrCat("quantize_block: ", codec::SpecText(spec), " is not compiled. ", kCompiled));
@@ -130,6 +141,19 @@ absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
   return LaunchStatus("quantize_block");
 }
 
+absl::StatusOr<CoupledQuantize> CoupledOf(const codec::BlockSpec& spec, int kv_head_begin,
+                                          int kv_heads) {
+  CoupledQuantize coupled;
+  if (spec.kind != BlockKind::kCoupled) return coupled;
+  if (absl::Status status = codec::CheckCodebooks(spec, kv_head_begin + kv_heads); !status.ok()) {
+    return status;
+  }
+  absl::StatusOr<CoupledTables> tables = DeviceCodebooks(*spec.codebooks);
+  if (!tables.ok()) return tables.status();
+  coupled = {.coupling = spec.coupling, .tables = *tables, .kv_head_begin = kv_head_begin};
+  return coupled;
+}
+
 absl::Status FaultStatus(std::uint64_t first_fault, std::span<const codec::BlockOrigin> origins) {
   if (first_fault == kNoFault) return absl::OkStatus();
   const Fault fault = FaultOf(first_fault);
@@ -144,9 +168,10 @@ absl::Status FaultStatus(std::uint64_t first_fault, std::span<const codec::Block
     absl::StrAppend(&where, ", token ", origin.token_begin + fault.token);
   }
   if (!fault.is_v || !fault.is_scale) absl::StrAppend(&where, ", channel ", fault.channel);
-  return absl::InvalidArgumentError(absl::StrCat(
-      "gpu quantize: ", where,
-      fault.is_scale ? ": the scale or min is outside fp16" : ": the value is NaN or infinite"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("gpu quantize: ", where,
+                   fault.is_scale ? ": the scale, min or zero point is outside fp16"
+                                  : ": the value is NaN or infinite"));
 }
 
 }  // namespace kvferry::kernels

@@ -5,13 +5,25 @@
 #include <span>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/chunk_check.h"
 #include "kernels/cuda/stream.h"
+#include "kernels/device_codebooks.h"
 #include "kernels/quantize_types.h"
 #include "kvcodec/backend.h"
 #include "kvcodec/codec.h"
 
 namespace kvferry::kernels {
+
+struct CoupledQuantize {
+  codec::Coupling coupling;
+  CoupledTables tables;   // DeviceCodebooks
+  int kv_head_begin = 0;  // of the items' heads, among those that have codebooks
+};
+// What QuantizeParams has of a spec whose blocks are coupled, on the calling thread's device; of
+// others nothing. Errors: CheckCodebooks, DeviceCodebooks.
+absl::StatusOr<CoupledQuantize> CoupledOf(const codec::BlockSpec& spec, int kv_head_begin,
+                                          int kv_heads);
 
 // Quantizes many pages of many layers in one launch, byte for byte what kvcodec/cpu makes: keys per
 // channel over the block's tokens, values per token over channels (KIVI, arXiv 2402.02750), or both
@@ -29,6 +41,7 @@ struct QuantizeParams {
   int k_group_tokens = 0;                   // GK and GV of kScalar
   int v_group_channels = 0;
   codec::LutTable table{};  // of kLut
+  CoupledQuantize coupled;  // of kCoupled
   int max_bits = 8;  // of kScalar: no item has more, for K or V: decides the shared memory of a CTA
   std::uint64_t* first_fault = nullptr;  // device memory; see FaultKey. Only ever lowered
   // For the checksum, or null: [chunks] words in device memory, to which the residues of the pages

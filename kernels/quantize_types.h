@@ -17,12 +17,13 @@ struct alignas(16) QuantizeItem {
   const std::uint16_t* v = nullptr;
   std::byte* page = nullptr;
   std::int64_t head_stride = 0;
-  std::int64_t token_stride = 0;  // below 2^31
+  std::int32_t token_stride = 0;
+  std::int32_t token = 0;  // of coupled pages: the position of the first one
   std::int32_t first_row = 0;
   std::int32_t ring_rows = 0;
   std::uint8_t k_bits = 0;  // of kScalar pages: a codec may have other bits in some layers
   std::uint8_t v_bits = 0;
-  std::uint16_t reserved = 0;
+  std::uint16_t layer = 0;        // of coupled pages: whose codebooks
   std::uint32_t chunk = 0;        // whose residue this page's bytes belong to
   std::uint32_t after_units = 0;  // 16-byte units of the chunk that follow this page
 };

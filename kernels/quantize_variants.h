@@ -23,6 +23,9 @@ QuantizeVariant FindInt8Variant(codec::Raw16 type, int head_dim);
 QuantizeVariant FindFp8Variant(codec::Raw16 type, int head_dim);
 // Of all tables: the one of the launch is QuantizeParams::table.
 QuantizeVariant FindLutVariant(codec::Raw16 type, int head_dim);
+QuantizeVariant FindCoupledVariant(codec::Raw16 type, int head_dim,
+                                   const codec::Coupling& coupling);
+int CoupledSharedBytes(int head_dim, const codec::Coupling& coupling);
 QuantizeVariant FindRaw16Variant(codec::Raw16 type, int head_dim);
 
 }  // namespace kvferry::kernels

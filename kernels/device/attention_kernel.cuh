@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
+#include "kernels/device/block_site.cuh"
 #include "kernels/device/dependent_launch.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/raw_tokens.cuh"
@@ -214,7 +215,7 @@ __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const At
     const int stage = loaded % kStages;
     const char* at = ring.wait(stage, loaded / kStages % 2);
     Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, args.bf16, unit, code_unit, lane,
-                  state);
+                  BlockSite{args, piece, piece.kv_head, i}, state);
     __syncwarp();
     if (following != nullptr) {
       ring.load(stage, following);

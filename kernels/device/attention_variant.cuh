@@ -3,6 +3,7 @@
 #include "kernels/attention_variants.h"
 #include "kernels/device/attention_kernel.cuh"
 #include "kernels/device/byte_codes.cuh"
+#include "kernels/device/coupled_codes.cuh"
 #include "kernels/device/lut4_codes.cuh"
 #include "kernels/device/raw_codes.cuh"
 #include "kernels/device/scalar_codes.cuh"
@@ -60,11 +61,15 @@ AttentionVariant fp8_variant() {
   return make_variant<ByteCodes<kHeadDim, Fp8Bytes>>(
       {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim});
 }
-template <int kHeadDim>
-AttentionVariant nf4_variant() {
-  constexpr codec::LutTable kTable = codec::LutTable::kNf4;
+template <int kHeadDim, codec::LutTable kTable>
+AttentionVariant lut4_variant() {
   return make_variant<Lut4Codes<kHeadDim, kTable>>(
       {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = kTable});
+}
+template <int kHeadDim, int kChannels, int kBits>
+AttentionVariant coupled_variant() {
+  return make_variant<CoupledCodes<kHeadDim, kChannels, kBits>>(
+      {.kind = codec::BlockKind::kCoupled, .head_dim = kHeadDim, .coupling = {kChannels, kBits}});
 }
 template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
 AttentionVariant scalar_variant() {

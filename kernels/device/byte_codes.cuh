@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/device/block_ring.cuh"
+#include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kvcodec/format.h"
@@ -64,7 +65,7 @@ struct ByteCodes {
 
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes, const char*,
                                                 const char*, bool, const float (&unit)[2],
-                                                const float (&)[2], int lane,
+                                                const float (&)[2], int lane, const BlockSite&,
                                                 SoftmaxState<kHeadDim / 16>& state) {
     const int g = lane / 4, j = lane % 4;
     float scores[4][4] = {}, q_sum[4] = {};

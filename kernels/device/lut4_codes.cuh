@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/device/block_ring.cuh"
+#include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/scalar_codes.cuh"
 #include "kernels/device/softmax_state.cuh"
@@ -39,11 +40,14 @@ constexpr Levels16 levels_of(codec::LutTable table) {
 
 // Attention on blocks of kind kLut with 4 bits: byte permutations of the table's registers give the
 // levels of a word's eight codes as the A fragment of one mma.sync. Nothing but the levels, which
-// are exact, is ever in 16 bits; the scales of tokens meet scores and p.
+// are exact, is ever in 16 bits; the scales of tokens meet scores and p. The zeros of shifted keys
+// are one product with q per block, as the mins of ScalarCodes.
 template <int kHeadDimension, codec::LutTable kTable>
 struct Lut4Codes {
   static constexpr int kHeadDim = kHeadDimension;
-  static constexpr codec::format::TokenScaleLayout kLayout = codec::format::LutBlock(kHeadDim, 4);
+  static constexpr bool kShifted = codec::FindLut(kTable)->shifted_keys;
+  static constexpr codec::format::LutLayout kLayout =
+      codec::format::LutBlock(kHeadDim, 4, kShifted);
   static constexpr int kBytes = kLayout.bytes;
   static constexpr int kMaxStages = 2;
   template <int kStages>
@@ -57,13 +61,19 @@ struct Lut4Codes {
 
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool, const float (&unit)[2],
-                                                const float (&)[2], int lane,
+                                                const float (&)[2], int lane, const BlockSite&,
                                                 SoftmaxState<kHeadDim / 16>& state) {
     const int g = lane / 4, j = lane % 4;
     float scores[4][4] = {};
+    [[maybe_unused]] float even[4] = {}, odd[4] = {};  // q times zeros
 #pragma unroll
     for (int w = 0; w < kHeadDim / 32; ++w) {
       const uint4 q = load_shared16(q_plain + w * 512);
+      if constexpr (kShifted) {  // all rows alike; each sum has half of the pairs of channels
+        const uint4 zero = load_shared16(block + kLayout.k_zero + w * 64 + j * 16);
+        mma_f16(even, zero.x, zero.y, zero.z, zero.w, q.x, q.z);  // rows g: f = 0, 2
+        mma_f16(odd, zero.x, zero.y, zero.z, zero.w, q.y, q.w);   // rows g + 8: f = 1, 3
+      }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const uint4 words = load_shared16(block + kLayout.k_codes + (2 * w + e) * 512 + lane * 16);
@@ -85,9 +95,13 @@ struct Lut4Codes {
         scores[tile][i] *= tile % 2 == 0 ? pair.x : pair.y;
       }
     }
-    const float no_offset[1][2] = {{0, 0}};
+    float offset[1][2] = {};
+    if constexpr (kShifted) {
+      offset[0][0] = (even[0] + odd[2]) * unit[0];
+      offset[0][1] = (even[1] + odd[3]) * unit[1];
+    }
     std::uint32_t p[8];
-    state.template exponentiate<4, 1>(scores, unit, no_offset, p);
+    state.template exponentiate<4, 1>(scores, unit, offset, p);
 
     float totals[4] = {};
     const std::uint32_t ones = g == 0 ? kOnes : 0;

@@ -8,6 +8,7 @@ namespace kvferry::kernels {
 struct DeviceLut {
   int bits = 0;
   bool is_rms = false;  // of the scale: LutScale::kRms
+  bool shifted_keys = false;
   float levels[16] = {};
   float middles[15] = {};
 };
@@ -21,6 +22,7 @@ constexpr DeviceLuts MakeDeviceLuts() {
     DeviceLut& to = luts.of[static_cast<int>(lut.table)];
     to.bits = lut.bits;
     to.is_rms = lut.scale == codec::LutScale::kRms;
+    to.shifted_keys = lut.shifted_keys;
     for (int i = 0; i < lut.count(); ++i) to.levels[i] = lut.levels[i];
     for (int i = 0; i + 1 < lut.count(); ++i) to.middles[i] = lut.middle(i);
   }

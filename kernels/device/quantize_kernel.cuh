@@ -17,8 +17,8 @@ struct BlockTask {
   int head;
 
   __device__ __forceinline__ Rows rows(bool is_v) const {
-    return {(is_v ? item.v : item.k) + head * item.head_stride, static_cast<int>(item.token_stride),
-            item.first_row, item.ring_rows};
+    return {(is_v ? item.v : item.k) + head * item.head_stride, item.token_stride, item.first_row,
+            item.ring_rows};
   }
   __device__ __forceinline__ FaultSink faults(const QuantizeParams& params, bool is_v) const {
     return {reinterpret_cast<unsigned long long*>(params.first_fault),

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/device/block_site.cuh"
 #include "kernels/device/pointer_ring.cuh"
 #include "kernels/device/raw_tokens.cuh"
 #include "kvcodec/format.h"
@@ -28,7 +29,7 @@ struct RawCodes {
 
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool bf16, const float (&unit)[2],
-                                                const float (&)[2], int lane,
+                                                const float (&)[2], int lane, const BlockSite&,
                                                 SoftmaxState<kHeadDim / 16>& state) {
 #pragma unroll 1
     for (int tile = 0; tile < codec::format::kTiles; ++tile) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/device/block_ring.cuh"
+#include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kvcodec/format.h"
@@ -76,7 +77,8 @@ struct ScalarCodes {
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes,
                                                 const char* q_plain, const char* ones, bool,
                                                 const float (&unit)[2], const float (&code_unit)[2],
-                                                int lane, SoftmaxState<kHeadDim / 16>& state) {
+                                                int lane, const BlockSite&,
+                                                SoftmaxState<kHeadDim / 16>& state) {
     const int g = lane / 4, j = lane % 4;
     float scores[4][4], offset[kKRows][2];
     score(block, q_codes, q_plain, j, lane, scores, offset);

@@ -9,6 +9,7 @@
 #include "kernels/attention_variants.h"
 #include "kvcodec/plan.h"
 #include "tests/kernels/gpu_blocks.h"
+#include "tests/kvcodec/codebook_samples.h"
 
 namespace kvferry::kernels {
 namespace {
@@ -36,6 +37,7 @@ struct Batch {
   WindowSpec window = {.sinks = 4, .recent = 64};
   std::vector<int> tokens;
   float k_times = 1, v_times = 1, q_times = 1;
+  float k_shift = 0;  // of every 16th channel, more in later tokens
 };
 
 struct Result {
@@ -94,6 +96,11 @@ class DecodeAttentionTest : public GpuBlocksTest {
       const codec::BlockPlan plan = PlanBlocks(batch.tokens[s], batch.window);
       codec::KvSample kv = codec::MakeKv(heads, plan.tokens, d, batch.type, ++seed_);
       for (std::uint16_t& x : kv.k) x = Times(x, batch.type, batch.k_times);
+      for (std::size_t i = 5; i < kv.k.size() && batch.k_shift != 0; i += 16) {
+        const auto token = static_cast<float>(i / d % plan.tokens);
+        const float shift = batch.k_shift * (1 + token / static_cast<float>(plan.tokens));
+        kv.k[i] = codec::ToRaw16(batch.type, codec::FloatFromRaw16(batch.type, kv.k[i]) + shift);
+      }
       for (std::uint16_t& x : kv.v) x = Times(x, batch.type, batch.v_times);
       std::vector<PlainHead> plain(heads);
       for (int h = 0; h < heads; ++h) AppendRaw(kv.view.Tokens(0, plan.sinks), h, plain[h]);
@@ -102,8 +109,9 @@ class DecodeAttentionTest : public GpuBlocksTest {
                           .page_begin = row});
       for (int b = 0; b < plan.blocks; ++b, ++row) {
         const KvView block = kv.view.Tokens(plan.block_begin(b), 64);
-        ASSERT_TRUE(cpu_->Quantize(block, batch.spec, {}, {aligned, page_bytes}).ok());
-        ASSERT_TRUE(cpu_->Dequantize({aligned, page_bytes}, batch.spec, heads, k, v).ok());
+        const codec::BlockOrigin origin = {.token_begin = plan.block_begin(b)};
+        ASSERT_TRUE(cpu_->Quantize(block, batch.spec, origin, {aligned, page_bytes}).ok());
+        ASSERT_TRUE(cpu_->Dequantize({aligned, page_bytes}, batch.spec, origin, heads, k, v).ok());
         std::copy_n(aligned, page_bytes, pool.begin() + page_bytes * place[row]);
         for (int h = 0; h < heads; ++h) {
           const std::ptrdiff_t at = std::ptrdiff_t{64} * d * h;
@@ -133,7 +141,8 @@ class DecodeAttentionTest : public GpuBlocksTest {
       heads_.push_back(std::move(plain));
       sequences_.push_back({.sink_tokens = plan.sinks,
                             .window_begin = begin,
-                            .window_tokens = plan.window_tokens()});
+                            .window_tokens = plan.window_tokens(),
+                            .first_page = lengths_.back().page_begin});
     }
     pool_.emplace(Upload(pool));
     sinks.resize(sinks.size() + 8);
@@ -181,6 +190,7 @@ class DecodeAttentionTest : public GpuBlocksTest {
     AttentionLayer layer;
     layer.sequences = sequences.as<AttentionSequence>();
     layer.pages = table.as<const std::byte*>();
+    layer.layer = batch.spec.layer;
     layer.q = q.as<std::uint16_t>();
     layer.out = out.as<std::uint16_t>();
     layer.log_sum = log_sum.as<float>();
@@ -273,6 +283,11 @@ TEST_F(DecodeAttentionTest, EveryVariantAttendsOnWhatItsCodesStandFor) {
                      .kv_heads = 2,
                      .tokens = {700, 1, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64}};
       batch.spec.raw_type = type;
+      std::shared_ptr<const codec::Codebooks> books;
+      if (batch.spec.kind == codec::BlockKind::kCoupled) {
+        books = codec::MakeCodebooks({3, 2, batch.spec.head_dim, batch.spec.coupling}, 11);
+        batch.spec = codec::CoupledSpec(*books, 2);
+      }
       ExpectIsAttention(batch);
       if (HasFailure()) return;
     }
@@ -291,7 +306,8 @@ TEST_F(DecodeAttentionTest, KindsWithoutGroups) {
   for (BlockSpec spec :
        {BlockSpec{.kind = codec::BlockKind::kRaw16}, BlockSpec{.kind = codec::BlockKind::kInt8},
         BlockSpec{.kind = codec::BlockKind::kFp8},
-        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kNf4}}) {
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kNf4},
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kAnf4}}) {
     spec.head_dim = 128;
     for (const float v_times : {1.0f, 1e-2f, 300.0f}) {
       ExpectIsAttention({.spec = spec,
@@ -300,6 +316,39 @@ TEST_F(DecodeAttentionTest, KindsWithoutGroups) {
                          .tokens = {1, 5000, 300, 64},
                          .v_times = v_times});
     }
+  }
+}
+
+TEST_F(DecodeAttentionTest, ShiftedKeys) {
+  for (const int head_dim : {64, 128}) {
+    const BlockSpec spec = {
+        .kind = codec::BlockKind::kLut, .head_dim = head_dim, .table = codec::LutTable::kAnf4};
+    for (const int group : {1, 3, 8, 16}) {
+      ExpectIsAttention(
+          {.spec = spec, .q_heads = 2 * group, .kv_heads = 2, .tokens = {9000, 200}, .k_shift = 8});
+    }
+    ExpectIsAttention({.spec = spec,
+                       .type = Raw16::kBf16,
+                       .q_heads = 6,
+                       .kv_heads = 2,
+                       .query_tokens = 3,
+                       .tokens = {700, 132},
+                       .k_shift = -5});
+  }
+}
+
+TEST_F(DecodeAttentionTest, CoupledBlocksFarFromTheBegin) {
+  for (const codec::Coupling& coupling : {codec::Coupling{4, 8}, {8, 10}}) {
+    const auto books = codec::MakeCodebooks({1, 2, 128, coupling}, 4);
+    const BlockSpec spec = codec::CoupledSpec(*books, 0);
+    ExpectIsAttention({.spec = spec, .q_heads = 8, .kv_heads = 2, .tokens = {40000, 300}});
+    ExpectIsAttention({.spec = spec,
+                       .type = Raw16::kBf16,
+                       .q_heads = 6,
+                       .kv_heads = 2,
+                       .query_tokens = 3,
+                       .window = {.sinks = 0, .recent = 32},
+                       .tokens = {700, 132, 9000}});
   }
 }
 
@@ -361,7 +410,7 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   const absl::Status missing = DecodeAttention::Create(ConfigOf(batch)).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(missing.message()),
-              testing::HasSubstr("head_dim 128: 16 bit int8 fp8 nf4 K2V2-GK64-GV128"));
+              testing::HasSubstr("head_dim 128: 16 bit int8 fp8 nf4 anf4 K2V2-GK64-GV128"));
   const absl::Status lm3 =
       DecodeAttention::Create(ConfigOf({.spec = {.kind = codec::BlockKind::kLut,
                                                  .head_dim = 128,

@@ -26,6 +26,8 @@ TEST_F(DequantizeBlockTest, ValuesAreThoseOfTheCpu) {
       {.kind = BlockKind::kInt8, .head_dim = 96},
       {.kind = BlockKind::kFp8, .head_dim = 64},
       {.kind = BlockKind::kLut, .head_dim = 128, .table = codec::LutTable::kNf4},
+      {.kind = BlockKind::kLut, .head_dim = 64, .table = codec::LutTable::kAnf4},
+      {.kind = BlockKind::kLut, .head_dim = 96, .table = codec::LutTable::kAnf4},
       {.kind = BlockKind::kLut, .head_dim = 96, .table = codec::LutTable::kLm3},
       {.kind = BlockKind::kLut, .head_dim = 256, .table = codec::LutTable::kLm2},
       {.kind = BlockKind::kRaw16, .raw_type = Raw16::kBf16, .head_dim = 128}};
@@ -37,7 +39,7 @@ TEST_F(DequantizeBlockTest, ValuesAreThoseOfTheCpu) {
     ASSERT_TRUE(cpu->Quantize(kv.view, spec, {}, {begin, PageBytes(spec, 2)}).ok());
     const std::size_t values = std::size_t{2} * kBlockTokens * d;
     std::vector<float> k(values), v(values);
-    ASSERT_TRUE(cpu->Dequantize({begin, PageBytes(spec, 2)}, spec, 2, k, v).ok());
+    ASSERT_TRUE(cpu->Dequantize({begin, PageBytes(spec, 2)}, spec, {}, 2, k, v).ok());
 
     const DeviceBuffer device_page =
         Upload(std::vector<std::byte>(begin, begin + PageBytes(spec, 2)));

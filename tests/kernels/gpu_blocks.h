@@ -56,7 +56,10 @@ class GpuBlocksTest : public GpuTest {
     std::uint64_t first_fault = kNoFault;
   };
 
-  static QuantizeParams ParamsOf(const codec::BlockSpec& spec, codec::Raw16 type, int kv_heads) {
+  static QuantizeParams ParamsOf(const codec::BlockSpec& spec, codec::Raw16 type, int kv_heads,
+                                 int kv_head_begin = 0) {
+    const auto coupled = CoupledOf(spec, kv_head_begin, kv_heads);
+    EXPECT_TRUE(coupled.ok()) << coupled.status();
     return {.kv_heads = kv_heads,
             .head_dim = spec.head_dim,
             .kind = spec.kind,
@@ -64,13 +67,16 @@ class GpuBlocksTest : public GpuTest {
             .k_group_tokens = spec.k_group_tokens,
             .v_group_channels = spec.v_group_channels,
             .table = spec.table,
+            .coupled = coupled.value_or(CoupledQuantize()),
             .max_bits =
                 spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8};
   }
 
-  // All pages of `kv` (a multiple of 64 tokens) as one chunk, one item per page.
+  // All pages of `kv` (a multiple of 64 tokens) as one chunk, one item per page. origin: of the
+  // first.
   Made Quantize(const codec::KvView& kv, const std::vector<std::uint16_t>& k,
-                const std::vector<std::uint16_t>& v, const codec::BlockSpec& spec) {
+                const std::vector<std::uint16_t>& v, const codec::BlockSpec& spec,
+                const codec::BlockOrigin& origin = {}) {
     const DeviceBuffer k_values = Upload(k), v_values = Upload(v);
     const std::size_t page = codec::PageBytes(spec, kv.kv_heads);
     const int items = kv.tokens / codec::kBlockTokens;
@@ -81,16 +87,18 @@ class GpuBlocksTest : public GpuTest {
                       .v = v_values.as<std::uint16_t>() + (kv.v - v.data()),
                       .page = out.data() + page * i,
                       .head_stride = kv.head_stride,
-                      .token_stride = kv.token_stride,
+                      .token_stride = static_cast<std::int32_t>(kv.token_stride),
+                      .token = origin.token_begin + i * codec::kBlockTokens,
                       .first_row = i * codec::kBlockTokens,
                       .k_bits = static_cast<std::uint8_t>(spec.k_bits),
                       .v_bits = static_cast<std::uint8_t>(spec.v_bits),
+                      .layer = static_cast<std::uint16_t>(spec.layer),
                       .after_units = static_cast<std::uint32_t>(page * (items - 1 - i) / 16)});
     }
     const DeviceBuffer device_list = Upload(list);
     const DeviceBuffer residue = Upload(std::vector<std::uint32_t>{0});
     const DeviceBuffer fault = Upload(std::vector<std::uint64_t>{kNoFault});
-    QuantizeParams params = ParamsOf(spec, kv.type, kv.kv_heads);
+    QuantizeParams params = ParamsOf(spec, kv.type, kv.kv_heads, origin.kv_head_begin);
     params.items = device_list.as<QuantizeItem>();
     params.max_items = items;
     params.first_fault = fault.as<std::uint64_t>();

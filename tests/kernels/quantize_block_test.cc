@@ -8,6 +8,7 @@
 #include "kvcodec/format.h"
 #include "kvcodec/lut.h"
 #include "tests/kernels/gpu_blocks.h"
+#include "tests/kvcodec/codebook_samples.h"
 #include "tests/kvcodec/golden_cases.h"
 
 // The GPU makes the bytes of the CPU.
@@ -99,6 +100,26 @@ TEST_F(QuantizeBlockTest, KindsWithAScalePerToken) {
   }
 }
 
+TEST_F(QuantizeBlockTest, CoupledBlocks) {
+  for (const codec::Coupling& coupling : {codec::Coupling{2, 8}, {4, 8}, {8, 8}, {8, 10}, {2, 4}}) {
+    for (const int head_dim : {64, 96, 128, 256}) {
+      const auto books = codec::MakeCodebooks({3, 4, head_dim, coupling}, 3);
+      const BlockSpec spec = CoupledSpec(*books, 2);
+      for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
+        const KvSample kv = MakeKv(2, 2 * kBlockTokens, head_dim, type, 5);
+        const codec::BlockOrigin origin = {.layer = 2, .kv_head_begin = 1, .token_begin = 5004};
+        const Made made = Quantize(kv.view, kv.k, kv.v, spec, origin);
+        ASSERT_EQ(made.first_fault, kNoFault);
+        codec::GuardedPage want(made.pages.size());
+        ASSERT_TRUE(cpu_->QuantizePages(kv.view, spec, origin, want.span()).ok());
+        ASSERT_EQ(std::memcmp(made.pages.data(), want.data(), made.pages.size()), 0)
+            << coupling.channels << "c" << coupling.bits << "b, head_dim " << head_dim;
+        ASSERT_EQ(made.crc, Crc32c(made.pages));
+      }
+    }
+  }
+}
+
 TEST_F(QuantizeBlockTest, AwkwardValues) {
   using Random = std::mt19937;
   const std::vector<std::function<float(Random&)>> sources = {
@@ -137,7 +158,7 @@ TEST_F(QuantizeBlockTest, GoldenBlocks) {
   ASSERT_GT(cases.size(), 100u) << "run from the repository root";
   for (const codec::GoldenCase& c : cases) {
     const KvSample kv = codec::MakeGoldenInput(c);
-    const Made made = Quantize(kv.view, kv.k, kv.v, c.spec);
+    const Made made = Quantize(kv.view, kv.k, kv.v, c.spec, c.origin);
     ASSERT_EQ(made.pages.size(), c.bytes) << c.line;
     ASSERT_TRUE(std::equal(made.pages.begin(), made.pages.end(), golden.begin() + c.offset))
         << c.line;
@@ -168,7 +189,7 @@ TEST_F(QuantizeBlockTest, PagesOfSeveralChunksAndBitsInOneLaunch) {
                      .v = v.as<std::uint16_t>(),
                      .page = pages[i].data(),
                      .head_stride = kv.view.head_stride,
-                     .token_stride = kv.view.token_stride,
+                     .token_stride = static_cast<std::int32_t>(kv.view.token_stride),
                      .first_row = static_cast<int>(i) * kBlockTokens,
                      .k_bits = static_cast<std::uint8_t>(specs[i].k_bits),
                      .v_bits = static_cast<std::uint8_t>(specs[i].v_bits),
@@ -213,6 +234,29 @@ TEST_F(QuantizeBlockTest, WhatCannotBeStoredIsNamedAsOnTheCpu) {
       EXPECT_THAT(std::string(status.message()), HasSubstr(bad.error)) << SpecName(spec);
     }
   }
+}
+
+// As tests/kvcodec has it of the CPU: a zero comes before the scales that it spoils.
+TEST_F(QuantizeBlockTest, ZerosOutsideFp16AreNamed) {
+  const std::vector<codec::BlockOrigin> origins = {codec::kBadValueOrigin};
+  KvSample kv = MakeKv(2, kBlockTokens, 96, Raw16::kBf16, 2);
+  const auto put = [&](int token, int channel, float value) {
+    kv.k[(kBlockTokens + token) * 96 + channel] = ToRaw16(Raw16::kBf16, value);
+  };
+  const BlockSpec spec = {.kind = BlockKind::kLut, .head_dim = 96, .table = codec::LutTable::kAnf4};
+  put(9, 50, -1e5f);  // the zero and what is left fit
+  ExpectCpuBytes(kv, spec, "a large key");
+  put(0, 7, 3e38f);  // a scale is outside
+  put(4, 7, -3e38f);
+  put(9, 50, 3e38f);
+  put(0, 60, 3e38f);
+  const Made zero = Quantize(kv.view, kv.k, kv.v, spec);
+  EXPECT_THAT(std::string(FaultStatus(zero.first_fault, origins).message()),
+              HasSubstr("layer 3, head 9, K, channel 50: the scale, min or zero point"));
+  put(20, 80, NAN);
+  const Made value = Quantize(kv.view, kv.k, kv.v, spec);
+  EXPECT_THAT(std::string(FaultStatus(value.first_fault, origins).message()),
+              HasSubstr("layer 3, head 9, K, token 1020, channel 80: the value"));
 }
 
 TEST_F(QuantizeBlockTest, TheFirstOfManyFaultsIsNamed) {

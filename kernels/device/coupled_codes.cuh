@@ -1,0 +1,192 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/block_ring.cuh"
+#include "kernels/device/block_site.cuh"
+#include "kernels/device/mma.cuh"
+#include "kernels/device/scalar_codes.cuh"
+#include "kernels/device/softmax_state.cuh"
+#include "kernels/device/values.cuh"
+#include "kvcodec/format.h"
+
+namespace kvferry::kernels {
+
+// Attention on blocks of kind kCoupled (CQ, arXiv 2405.03917): a code is looked up in its codebook,
+// which the first level cache holds as far as it can, and its centroid is the operand of mma.sync.
+// Keys turn by the place of their token in the block, in halves; the query turned back by the place
+// of the block in the sequence, in fp32, once per block.
+template <int kHeadDimension, int kChannels, int kBits>
+struct CoupledCodes {
+  static constexpr int kHeadDim = kHeadDimension;
+  static constexpr codec::format::CoupledLayout kLayout =
+      codec::format::CoupledBlock(kHeadDim, kChannels, kBits);
+  static constexpr int kBytes = kLayout.bytes;
+  static constexpr int kMaxStages = 2;
+  template <int kStages>
+  using Ring = BlockRing<kStages, kBytes>;
+  static constexpr int kSlotBytes = kBytes;
+  static constexpr float kScoreUnit = 1.0f;
+  static constexpr int kOnesRow = 0;
+  static constexpr float q_weight(int) { return 1.0f; }
+  static constexpr int q_place(int channel) { return channel; }
+  static __device__ __forceinline__ int min_row(int) { return -1; }
+
+  static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
+                                                const char*, bool, const float (&unit)[2],
+                                                const float (&)[2], int lane, const BlockSite& site,
+                                                SoftmaxState<kHeadDim / 16>& state) {
+    const CoupledTables& tables = site.args.coupled;
+    const int g = lane / 4, j = lane % 4;
+    const std::uint16_t* books = tables.centroids + 2 * tables.side_values * site.kv_head;
+    std::uint32_t q[2 * kPairs][4];
+    turn_query_back(q_plain, tables.frequencies, site.token(), j, q);
+
+    float scores[4][4] = {};
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+#pragma unroll
+      for (int w = 0; w < kPairs; ++w) {
+        uint4 low[2], high[2];  // of rows g and g + 8
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const int token = tile * 16 + r * 8 + g, channel = w * 32 + j * 8;
+          const char* row = block + kLayout.k_codes + token * kLayout.row_bytes;
+          const uint4 a = eight_values(row, channel, books);
+          const uint4 b = eight_values(row, channel + kHeadDim / 2, books);
+          const int turn = token * (kHeadDim / 2) + channel;
+          const uint4 cos = __ldg(reinterpret_cast<const uint4*>(tables.half_cos + turn));
+          const uint4 sin = __ldg(reinterpret_cast<const uint4*>(tables.half_sin + turn));
+          low[r] = turned(a, cos, half4_negate(b), sin);
+          high[r] = turned(b, cos, a, sin);
+        }
+        add_scores(scores[tile], low, q[w]);
+        add_scores(scores[tile], high, q[kPairs + w]);
+      }
+    }
+    const float no_offset[1][2] = {{0, 0}};
+    std::uint32_t p[8];
+    state.template exponentiate<4, 1>(scores, unit, no_offset, p);
+
+    float totals[4] = {};
+    const std::uint32_t ones = g == 0 ? kOnes : 0;
+    books += tables.side_values;
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      const std::uint32_t p0 = p[2 * tile], p1 = p[2 * tile + 1];
+      mma_f16(totals, ones, 0, ones, 0, p0, p1);
+      const char* rows = block + kLayout.v_codes + (tile * 16 + 2 * j) * kLayout.row_bytes;
+#pragma unroll
+      for (int w = 0; w < kHeadDim / 32; ++w) {
+        uint2 even[2], odd[2];  // of tokens 2j and 2j + 1, and 8 further
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const char* row = rows + r * 8 * kLayout.row_bytes;
+          even[r] = four_values(row, w * 32 + g * 4, books);
+          odd[r] = four_values(row + kLayout.row_bytes, w * 32 + g * 4, books);
+        }
+        mma_f16(state.sums[2 * w], low_halves(even[0].x, odd[0].x),
+                high_halves(even[0].x, odd[0].x), low_halves(even[1].x, odd[1].x),
+                high_halves(even[1].x, odd[1].x), p0, p1);
+        mma_f16(state.sums[2 * w + 1], low_halves(even[0].y, odd[0].y),
+                high_halves(even[0].y, odd[0].y), low_halves(even[1].y, odd[1].y),
+                high_halves(even[1].y, odd[1].y), p0, p1);
+      }
+    }
+    state.totals[0] += totals[0];
+    state.totals[1] += totals[1];
+  }
+  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
+  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
+
+ private:
+  static constexpr std::uint32_t kOnes = 0x3c003c00u;
+  static constexpr int kPairs = kHeadDim / 64;  // groups of 32 channels that turn with another
+  static constexpr int kCentroids = 1 << kBits;
+
+  static __device__ __forceinline__ uint4 half4_negate(const uint4& a) {
+    return {half2_negate(a.x), half2_negate(a.y), half2_negate(a.z), half2_negate(a.w)};
+  }
+  // a * cos + b * sin
+  static __device__ __forceinline__ uint4 turned(const uint4& a, const uint4& cos, const uint4& b,
+                                                 const uint4& sin) {
+    return {
+        half2_fma(b.x, sin.x, half2_mul(a.x, cos.x)), half2_fma(b.y, sin.y, half2_mul(a.y, cos.y)),
+        half2_fma(b.z, sin.z, half2_mul(a.z, cos.z)), half2_fma(b.w, sin.w, half2_mul(a.w, cos.w))};
+  }
+  static __device__ __forceinline__ void add_scores(float (&scores)[4], const uint4 (&rows)[2],
+                                                    const std::uint32_t (&q)[4]) {
+    mma_f16(scores, rows[0].x, rows[1].x, rows[0].y, rows[1].y, q[0], q[1]);
+    mma_f16(scores, rows[0].z, rows[1].z, rows[0].w, rows[1].w, q[2], q[3]);
+  }
+
+  // The lane's channels of q, turned back by the angles of `token`.
+  static __device__ __forceinline__ void turn_query_back(const char* q_plain,
+                                                         const float* frequencies,
+                                                         std::int64_t token, int j,
+                                                         std::uint32_t (&q)[2 * kPairs][4]) {
+    constexpr double kOverPi = 0.31830988618379067154;
+#pragma unroll
+    for (int w = 0; w < kPairs; ++w) {
+      const uint4 low = load_shared16(q_plain + w * 512);
+      const uint4 high = load_shared16(q_plain + (w + kPairs) * 512);
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const float2 a = float2_from_half2(component(low, pair));
+        const float2 b = float2_from_half2(component(high, pair));
+        float cos[2], sin[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float frequency = __ldg(frequencies + w * 32 + j * 8 + pair * 2 + i);
+          double turns = static_cast<double>(token) * static_cast<double>(frequency) * kOverPi;
+          turns -= 2 * rint(turns * 0.5);
+          sincospif(static_cast<float>(turns), &sin[i], &cos[i]);
+        }
+        q[w][pair] = half2_pack(a.x * cos[0] + b.x * sin[0], a.y * cos[1] + b.y * sin[1]);
+        q[kPairs + w][pair] = half2_pack(b.x * cos[0] - a.x * sin[0], b.y * cos[1] - a.y * sin[1]);
+      }
+    }
+  }
+
+  // The code of a group in a row.
+  static __device__ __forceinline__ int code_of(const char* row, int group) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(row);
+    if constexpr (kBits == 8) return bytes[group];
+    if constexpr (kBits == 4) return bytes[group / 2] >> (4 * (group % 2)) & 15;
+    const int bit = group * kBits;
+    return (bytes[bit / 8] | bytes[bit / 8 + 1] << 8) >> (bit % 8) & (kCentroids - 1);
+  }
+  static __device__ __forceinline__ const std::uint16_t* centroid(const std::uint16_t* book,
+                                                                  int group, int code) {
+    return book + (group * kCentroids + code) * kChannels;
+  }
+
+  // Channels channel .. channel + 7 of the token of a row, and channel .. channel + 3.
+  static __device__ __forceinline__ uint4 eight_values(const char* row, int channel,
+                                                       const std::uint16_t* book) {
+    const int group = channel / kChannels;
+    if constexpr (kChannels == 8) {
+      return __ldg(reinterpret_cast<const uint4*>(centroid(book, group, code_of(row, group))));
+    } else {
+      const uint2 low = four_values(row, channel, book), high = four_values(row, channel + 4, book);
+      return {low.x, low.y, high.x, high.y};
+    }
+  }
+  static __device__ __forceinline__ uint2 four_values(const char* row, int channel,
+                                                      const std::uint16_t* book) {
+    const int group = channel / kChannels;
+    if constexpr (kChannels >= 4) {
+      const std::uint16_t* at = centroid(book, group, code_of(row, group)) + channel % kChannels;
+      return __ldg(reinterpret_cast<const uint2*>(at));
+    } else {
+      uint2 values;
+      values.x =
+          __ldg(reinterpret_cast<const std::uint32_t*>(centroid(book, group, code_of(row, group))));
+      values.y = __ldg(reinterpret_cast<const std::uint32_t*>(
+          centroid(book, group + 1, code_of(row, group + 1))));
+      return values;
+    }
+  }
+};
+
+}  // namespace kvferry::kernels

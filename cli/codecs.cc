@@ -12,8 +12,8 @@
 #include "common/status_macros.h"
 #include "kvcodec/codec.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "kvcodec/open_codec.h"
 #include "kvcodec/plan.h"
-#include "kvcodec/profile.h"
 #include "model/config_reader.h"
 
 namespace kvferry::cli {
@@ -47,14 +47,16 @@ absl::StatusOr<codec::CacheGeometry> Geometry(const CodecsFlags& flags) {
 absl::StatusOr<Row> Describe(const codec::Codec& codec, const codec::CacheGeometry& geometry,
                              int tokens, const codec::Backend& backend) {
   Row row{.codec = codec, .bits_per_value = codec.BitsPerValue(geometry.head_dim)};
-  row.fits = codec.FitsModel(geometry.layers).ok();
+  row.fits = codec.FitsModel(geometry).ok();
   if (!row.fits) return row;
   bool supported = true;
   for (int layer = 0; layer < geometry.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, geometry.head_dim));
     row.bytes_per_token +=
         static_cast<double>(codec::PageBytes(spec, geometry.kv_heads)) / codec::kBlockTokens;
-    supported = supported && backend.Supports(spec).ok();
+    const absl::Status status = backend.Supports(spec);
+    // What lacks codebooks alone has them where it serves.
+    supported = supported && (status.ok() || codec.NeedsCodebooks());
   }
   KVF_ASSIGN_OR_RETURN(const std::size_t handoff, codec::HandoffBytes(tokens, codec, geometry));
   row.handoff_bytes = static_cast<double>(handoff);
@@ -80,6 +82,16 @@ absl::StatusOr<std::vector<Row>> DescribeAll(const CodecsFlags& flags,
   return rows;
 }
 
+// Of the models that a profile or codebooks are for.
+int LayersOf(const codec::Codec& codec) {
+  return codec.codebooks == nullptr ? codec.model_layers : codec.codebooks->shape().layers;
+}
+
+std::string Remark(const codec::Codec& codec) {
+  if (codec.name == codec::kDefaultCodec) return " (default)";
+  return codec.NeedsCodebooks() ? ":codebooks=FILE" : "";
+}
+
 void PrintTable(const std::vector<Row>& rows, const codec::CacheGeometry& geometry, int tokens) {
   std::vector<std::vector<std::string>> table = {{"codec", "bits/value", "bytes/token",
                                                   absl::StrCat(tokens, " tokens"), "16 bit / this",
@@ -88,10 +100,10 @@ void PrintTable(const std::vector<Row>& rows, const codec::CacheGeometry& geomet
     if (!row.fits) {
       table.push_back({row.codec.name, absl::StrFormat("%.3f", row.bits_per_value), "-", "-", "-",
                        absl::StrCat(row.codec.window.sinks), absl::StrCat(row.codec.window.recent),
-                       absl::StrCat("(for models of ", row.codec.model_layers, " layers)")});
+                       absl::StrCat("(for models of ", LayersOf(row.codec), " layers)")});
       continue;
     }
-    table.push_back({row.codec.name + (row.codec.name == codec::kDefaultCodec ? " (default)" : ""),
+    table.push_back({row.codec.name + Remark(row.codec),
                      absl::StrFormat("%.3f", row.bits_per_value),
                      absl::StrFormat("%.0f", row.bytes_per_token), FormatBytes(row.handoff_bytes),
                      absl::StrFormat("%.2f", row.raw16_bytes / row.handoff_bytes),

@@ -16,7 +16,7 @@
 #include "common/status_macros.h"
 #include "kvcodec/codec.h"
 #include "kvcodec/cpu/cpu_backend.h"
-#include "kvcodec/profile.h"
+#include "kvcodec/open_codec.h"
 #include "transport/wire.h"
 
 namespace kvferry::cli {
@@ -85,7 +85,7 @@ absl::Status DescribePage(const codec::Backend& backend, const codec::BlockSpec&
                           std::vector<BlockFacts>& facts) {
   const std::size_t values = static_cast<std::size_t>(codec::kBlockTokens) * spec.head_dim;
   std::vector<float> k(values * kv_heads), v(values * kv_heads);
-  KVF_RETURN_IF_ERROR(backend.Dequantize(page, spec, kv_heads, k, v));
+  KVF_RETURN_IF_ERROR(backend.Dequantize(page, spec, {.layer = layer, .token_begin = token}, kv_heads, k, v));
   for (int head = 0; head < kv_heads; ++head) {
     const auto [k_min, k_max] =
         std::minmax_element(k.begin() + head * values, k.begin() + (head + 1) * values);

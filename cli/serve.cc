@@ -16,6 +16,7 @@
 #include "cli/connection.h"
 #include "cli/output.h"
 #include "common/status_macros.h"
+#include "kvcodec/open_codec.h"
 #include "kvferry/v1/config.pb.h"
 #include "rpc/certificates.h"
 #include "rpc/config_checks.h"
@@ -60,6 +61,7 @@ class LocalCluster {
                                   {absl::StrCat("listen_address=", flags_.listen)},
                                   flags_.set_router));
     const std::string router = processes_.back().address;
+    const std::string codebooks = codec::CodebooksPath(flags_.codec);
     for (int i = 0; i < flags_.decode_workers; ++i) {
       std::vector<std::string> settings = WorkerSettings(absl::StrCat("decode-", i), router);
       if (!flags_.codec.empty()) settings.push_back(absl::StrCat("codec=", flags_.codec));
@@ -68,8 +70,9 @@ class LocalCluster {
     }
     for (int i = 0; i < flags_.prefill_workers; ++i) {
       const std::string name = absl::StrCat("prefill-", i);
-      KVF_RETURN_IF_ERROR(
-          StartRole(name, rpc::Role::kPrefill, WorkerSettings(name, router), flags_.set_prefill));
+      std::vector<std::string> settings = WorkerSettings(name, router);
+      if (!codebooks.empty()) settings.push_back(absl::StrCat("codebooks+=", codebooks));
+      KVF_RETURN_IF_ERROR(StartRole(name, rpc::Role::kPrefill, settings, flags_.set_prefill));
     }
     return absl::OkStatus();
   }
@@ -202,7 +205,8 @@ void AddServe(CLI::App& app) {
   command->add_option("--listen", flags->listen, "host:port of the router; port 0 takes a free one")
       ->capture_default_str();
   command->add_option("--codec", flags->codec,
-                      "of the decode pools, see `kvferry codecs` [kivi-4-g64]");
+                      "of the decode pools, see `kvferry codecs`, or of a file: "
+                      "kvtuner:PROFILE.json, cq-4c8b:codebooks=FILE [kivi-4-g64]");
   command->add_option("--compute", flags->compute, "fp32 or bf16 [fp32]")
       ->check(CLI::IsMember({"fp32", "bf16"}));
   command

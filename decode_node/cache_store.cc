@@ -12,7 +12,7 @@ namespace {
 
 absl::StatusOr<std::vector<codec::BlockSpec>> MakeSpecs(const CacheStoreOptions& options,
                                                         const CacheMemory& memory) {
-  KVF_RETURN_IF_ERROR(options.codec.FitsModel(options.geometry.layers));
+  KVF_RETURN_IF_ERROR(options.codec.FitsModel(options.geometry));
   std::vector<codec::BlockSpec> specs;
   for (int layer = 0; layer < options.geometry.layers; ++layer) {
     KVF_ASSIGN_OR_RETURN(specs.emplace_back(),

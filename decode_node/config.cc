@@ -7,7 +7,7 @@
 #include "common/status_macros.h"
 #include "common/string_view.h"
 #include "decode_node/admission.h"
-#include "kvcodec/profile.h"
+#include "kvcodec/open_codec.h"
 #include "rpc/config_checks.h"
 #include "rpc/convert.h"
 
@@ -21,6 +21,12 @@ absl::Status CompletePool(v1::DecodeConfig& config) {
   if (const auto codec = codec::OpenCodec(config.codec()); !codec.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat("codec is \"", config.codec(), "\": ", codec.status().message()));
+  } else if (codec->NeedsCodebooks()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec is \"", config.codec(),
+                     "\", which needs codebooks: make them with `kvferry calibrate codebooks` and "
+                     "name it \"",
+                     config.codec(), ":codebooks=FILE\""));
   }
   if (!config.has_pool_bytes()) config.set_pool_bytes(1024 * kMiB);
   if (!config.has_max_sequences()) config.set_max_sequences(64);

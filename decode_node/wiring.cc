@@ -21,7 +21,7 @@
 #include "decode_node/host_step_runner.h"
 #include "decode_node/service.h"
 #include "kvcodec/cpu/cpu_backend.h"
-#include "kvcodec/profile.h"
+#include "kvcodec/open_codec.h"
 #include "rpc/convert.h"
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"

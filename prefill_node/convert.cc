@@ -46,7 +46,7 @@ absl::StatusOr<model::SamplingParams> ToSampling(const v1::SamplingParams& messa
   return params;
 }
 
-absl::StatusOr<codec::Codec> ToCodec(const v1::Grant& grant) {
+absl::StatusOr<codec::Codec> ToCodec(const v1::Grant& grant, const codec::CodebookSet& codebooks) {
   absl::StatusOr<codec::Codec> codec = codec::FindCodec(grant.codec());
   if (!codec.ok()) return Invalid("grant.codec", codec.status().message());
   if (codec->Hash() != grant.codec_hash()) {
@@ -54,6 +54,11 @@ absl::StatusOr<codec::Codec> ToCodec(const v1::Grant& grant) {
         absl::StrCat("grant.codec_hash: \"", grant.codec(), "\" is ", absl::Hex(codec->Hash()),
                      " here and ", absl::Hex(grant.codec_hash()), " on decode worker ",
                      grant.decode_name(), "; run the same version on both"));
+  }
+  if (const absl::Status status = codec->Complete(codebooks); !status.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("grant.codec: ", status.message(), "; name the file that decode worker ",
+                     grant.decode_name(), " has in this worker's setting `codebooks`"));
   }
   return codec;
 }
@@ -80,7 +85,7 @@ absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
   JobRequest job;
   KVF_ASSIGN_OR_RETURN(job.transfer_id,
                        rpc::ToTransferId("grant.transfer_id", grant.transfer_id()));
-  KVF_ASSIGN_OR_RETURN(job.codec, ToCodec(grant));
+  KVF_ASSIGN_OR_RETURN(job.codec, ToCodec(grant, limits.codebooks));
   KVF_ASSIGN_OR_RETURN(job.sampling, ToSampling(request.sampling()));
   job.request_id = request.request_id();
   job.epoch = Epoch{grant.epoch()};

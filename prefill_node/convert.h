@@ -14,14 +14,15 @@
 // Between messages and the node's own types. What comes from outside is checked here.
 namespace kvferry::prefill {
 
-// What a prompt may be.
+// What a prompt and its codec may be.
 struct PromptLimits {
   int vocabulary = 0;
   int max_context_tokens = 0;
+  codec::CodebookSet codebooks;  // of coupled codecs
 };
 
 // kInvalidArgument names the field, its value and what is allowed. kFailedPrecondition: the grant's
-// codec is not the one of that name here.
+// codec is not the one of that name here, or its codebooks have not been read here.
 absl::StatusOr<JobRequest> ToJobRequest(const v1::PrefillRequest& request,
                                         const PromptLimits& limits);
 

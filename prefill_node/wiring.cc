@@ -76,12 +76,39 @@ v1::Fingerprint MakeFingerprint(const model::Model& model, const std::string& mo
   return fingerprint;
 }
 
-// The registered codecs that the quantizer has for every layer of this model.
+absl::StatusOr<codec::CodebookSet> ReadCodebooks(const v1::PrefillConfig& config,
+                                                 const codec::CacheGeometry& geometry) {
+  codec::CodebookSet set;
+  for (const std::string& path : config.codebooks()) {
+    KVF_ASSIGN_OR_RETURN(const auto books, codec::Codebooks::Open(path));
+    if (const absl::Status status = books->FitsModel(geometry); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("codebooks: '", path, "': ", status.message()));
+    }
+    set[books->hash()] = books;
+  }
+  return set;
+}
+
+// The registered codecs that the quantizer has for every layer of this model, coupled ones with
+// each of their codebooks.
 std::vector<std::string> CodecNames(const codec::Quantizer& quantizer,
+                                    const codec::CodebookSet& codebooks,
                                     const model::ModelConfig& config) {
-  std::vector<std::string> names;
+  std::vector<codec::Codec> codecs;
   for (const codec::Codec& codec : codec::RegisteredCodecs()) {
-    bool supported = codec.FitsModel(config.layers).ok();
+    if (!codec.NeedsCodebooks()) codecs.push_back(codec);
+    for (const auto& [hash, books] : codebooks) {
+      if (!codec.NeedsCodebooks() || books->shape().coupling != codec.coupling) continue;
+      codecs.push_back(codec::FindCodec(absl::StrCat(codec.name, ":codebooks=",
+                                                     absl::Hex(hash, absl::kZeroPad16)))
+                           .value());
+      codecs.back().codebooks = books;
+    }
+  }
+  std::vector<std::string> names;
+  for (const codec::Codec& codec : codecs) {
+    bool supported = codec.FitsModel({config.layers, config.kv_heads, config.head_dim}).ok();
     for (int layer = 0; supported && layer < config.layers; ++layer) {
       const absl::StatusOr<codec::BlockSpec> spec = codec.ForLayer(layer, config.head_dim);
       supported = spec.ok() && quantizer.Supports(*spec).ok();
@@ -219,6 +246,9 @@ class Node final : public PrefillNode {
     }
     watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(parts.on_lost));
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
+    const model::ModelConfig& shape = model_->config();
+    KVF_ASSIGN_OR_RETURN(
+        codebooks_, ReadCodebooks(config_, {shape.layers, shape.kv_heads, shape.head_dim}));
     SenderLimits limits;
     limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
     KVF_ASSIGN_OR_RETURN(
@@ -259,7 +289,8 @@ class Node final : public PrefillNode {
     const model::ModelConfig& model = model_->config();
     prefill_service_ = std::make_unique<PrefillService>(
         PromptLimits{.vocabulary = model.vocabulary,
-                     .max_context_tokens = model.max_context_tokens},
+                     .max_context_tokens = model.max_context_tokens,
+                     .codebooks = codebooks_},
         *engine_, *handshaker_);
     v1::GetStateResponse identity;
     identity.set_name(config_.worker().name());
@@ -290,7 +321,7 @@ class Node final : public PrefillNode {
     join.set_control_address(worker.advertise_address().empty() ? address()
                                                                 : worker.advertise_address());
     *join.mutable_fingerprint() = fingerprint_;
-    for (std::string& name : CodecNames(*device_.quantizer, model_->config()))
+    for (std::string& name : CodecNames(*device_.quantizer, codebooks_, model_->config()))
       join.add_codecs(name);
     join.set_max_context_tokens(model_->config().max_context_tokens);
     for (const std::string& label : data_plane_->labels()) join.add_transports(label);
@@ -354,6 +385,7 @@ class Node final : public PrefillNode {
 #endif
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Handshaker> handshaker_;
+  codec::CodebookSet codebooks_;
   std::unique_ptr<PrefillService> prefill_service_;
   std::unique_ptr<AdminService> admin_service_;
   std::unique_ptr<rpc::Server> server_;

@@ -286,6 +286,54 @@ TEST(CalibrateCommand, ProfileFindsACodecAndGoesOnFromItsState) {
   EXPECT_THAT(RunShell(Kvferry() + " calibrate profile --help").out, HasSubstr("--budget-bits"));
 }
 
+// From a text to an answer through a cache that codebooks have made, in three processes.
+TEST(CalibrateCommand, CodebooksAreLearnedAndServeARequest) {
+  if (!std::filesystem::exists(ProgramFolder() + "/kvferry-calibrate")) {
+    GTEST_SKIP() << "built without KVFERRY_BENCH";
+  }
+  char made[] = "/tmp/kvferry-cli.XXXXXX";
+  ASSERT_NE(mkdtemp(made), nullptr);
+  const std::string folder = made, file = folder + "/small.kvcb";
+  const std::string calibrate = absl::StrCat(
+      Kvferry(), " calibrate codebooks --model ", kModel,
+      " --text docs/protocol.md --codec cq-2c4b --sequences 2 --tokens 128 --iterations 2 --out ",
+      file);
+  const Ran learned = RunShell(calibrate);
+  ASSERT_EQ(learned.exit_code, kExitOk) << learned.out;
+  const std::string codec = "cq-2c4b:codebooks=" + file;
+  const Ran priced = RunShell(Kvferry() + " codecs --output json --model " + kModel + " " + codec);
+  ASSERT_EQ(priced.exit_code, kExitOk) << priced.out;
+  const nlohmann::json row = nlohmann::json::parse(priced.out)["codecs"][0];
+  EXPECT_EQ(row["bits_per_value"], 2.0);
+  EXPECT_THAT(RunShell(Kvferry() + " codecs --layers 32 " + codec).out, HasSubstr("30 layers"));
+
+  auto serve = ChildProcess::Start({Kvferry(), "serve", "--model", kModel, "--listen",
+                                    "127.0.0.1:0", "--folder", folder, "--codec", codec},
+                                   folder + "/serve.log");
+  ASSERT_TRUE(serve.ok()) << serve.status();
+  const auto address = (*serve)->WaitForValue("ready address", absl::Seconds(60));
+  ASSERT_TRUE(address.ok()) << address.status();
+  // Long enough that most of the prompt is in blocks, where a wrong codebook or position would
+  // leave no word of it.
+  std::string prompt = "Repeat after me.";
+  for (int i = 0; i < 30; ++i) prompt += " The capital of France is Paris.";
+  const Ran answer =
+      RunShell(absl::StrCat(Kvferry(), " generate --address ", *address, " --certs ", folder,
+                            "/certs --prompt '", prompt, "' --max-tokens 24"));
+  EXPECT_EQ(answer.exit_code, kExitOk) << answer.out;
+  EXPECT_THAT(answer.out, HasSubstr("Paris"));
+  EXPECT_THAT(answer.out, HasSubstr(row["name"].get<std::string>()));
+  (*serve)->Terminate();
+  (*serve)->Wait(absl::Seconds(20));
+  std::filesystem::remove_all(folder);
+
+  EXPECT_EQ(RunShell(calibrate + " --codec kivi-2").exit_code, kExitUsage);
+  EXPECT_THAT(
+      RunShell(Kvferry() + " serve --codec cq-2c4b --model " + kModel + " --folder " + folder).out,
+      HasSubstr("needs codebooks"));
+  std::filesystem::remove_all(folder);
+}
+
 TEST(SampleConfigs, AreAccepted) {
   for (const char* role : {"router", "prefill", "decode"}) {
     const Ran ran =

@@ -53,7 +53,7 @@ absl::Status CopyPage(std::span<const std::byte> page, const codec::BlockSpec& s
                       const Place& place, Values& to) {
   const std::size_t head_values = static_cast<std::size_t>(codec::kBlockTokens) * shape.head_dim;
   std::vector<float> k(head_values * shape.kv_heads), v(k.size());
-  KVF_RETURN_IF_ERROR(backend.Dequantize(page, spec, shape.kv_heads, k, v));
+  KVF_RETURN_IF_ERROR(backend.Dequantize(page, spec, {.token_begin = at}, shape.kv_heads, k, v));
   for (int head = 0; head < shape.kv_heads; ++head) {
     const auto from = static_cast<std::ptrdiff_t>(head * head_values);
     const auto into = static_cast<std::ptrdiff_t>(place(head, at));

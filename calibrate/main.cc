@@ -13,6 +13,8 @@ int main(int argc, char** argv) {
   CLI::App app("Find what a codec needs to know of a model of yours, from a text of yours.",
                "kvferry calibrate");
   app.require_subcommand(1);
-  kvferry::calibrate::AddProfile(app, kvferry::bench::ReportHeader("calibrate", argc, argv));
+  const nlohmann::json header = kvferry::bench::ReportHeader("calibrate", argc, argv);
+  kvferry::calibrate::AddProfile(app, header);
+  kvferry::calibrate::AddCodebooks(app, header);
   return kvferry::cli::ParseAndRun(app, argc, argv);
 }

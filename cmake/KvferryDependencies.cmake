@@ -31,6 +31,17 @@ target_include_directories(torch_cpu SYSTEM INTERFACE "${torch_dir}/include" "${
 target_link_libraries(torch_cpu INTERFACE "${torch_dir}/lib/libtorch_cpu.so" "${torch_dir}/lib/libc10.so")
 target_link_options(torch_cpu INTERFACE "-Wl,--allow-shlib-undefined")
 
+# FAISS, a static library: on the OpenMP runtime that LibTorch brings, so that a program has one. Both call the BLAS by the
+# same names, and all calls go to the library that the program names first: name what brings LibTorch before this one,
+# else LibTorch computes with the distribution's BLAS, which is many times slower.
+if(KVFERRY_BENCH)
+  find_package(OpenMP REQUIRED COMPONENTS CXX)
+  find_package(faiss CONFIG REQUIRED)
+  get_target_property(faiss_needs faiss INTERFACE_LINK_LIBRARIES)
+  list(FILTER faiss_needs EXCLUDE REGEX OpenMP)
+  set_target_properties(faiss PROPERTIES INTERFACE_LINK_LIBRARIES "${faiss_needs};${torch_dir}/lib/libgomp.so.1")
+endif()
+
 # UCX: only the wheel in .deps (or the ucx_DIR of a build with verbs); a system UCX must not be mixed in.
 find_package(ucx CONFIG REQUIRED PATHS "${KVFERRY_DEPS}/ucx/libucx/lib/cmake/ucx" NO_DEFAULT_PATH)
 if(ucx_VERSION VERSION_LESS 1.17)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "model/model_config.h"
@@ -13,6 +14,8 @@ class Rope {
  public:
   explicit Rope(const ModelConfig& config);
 
+  // [head_dim / 2]
+  std::span<const float> frequencies() const { return frequencies_; }
   // cos and sin of the angles at `position`: [head_dim / 2] each.
   void Angles(std::int32_t position, float* cos, float* sin) const;
   // Turns one head in place.
@@ -27,7 +30,7 @@ class Rope {
   }
 
  private:
-  std::vector<float> frequencies_;  // [head_dim / 2]
+  std::vector<float> frequencies_;
 };
 
 }  // namespace kvferry::model

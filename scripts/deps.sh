@@ -19,7 +19,7 @@ check_system() {
     debian:12 | ubuntu:24.04) ;;
     *) die "this system is '${id:-unknown} ${version:-unknown}'; supported are Debian 12 and Ubuntu 24.04.
        Elsewhere install by hand what scripts/versions.sh lists (gRPC >= 1.51, Protobuf 3.21, abseil >= 20220623,
-       Highway >= 1.0.3, ISA-L, libsodium, spdlog, CLI11, PCRE2, prometheus-cpp, pagmo2), then: cmake --preset release" ;;
+       Highway >= 1.0.3, ISA-L, libsodium, spdlog, CLI11, PCRE2, prometheus-cpp, pagmo2, FAISS), then: cmake --preset release" ;;
   esac
   [ "$arch" = x86_64 ] || die "this machine is '$arch'; the pinned LibTorch and UCX wheels are for x86_64"
 }

@@ -17,6 +17,7 @@
 #include "bench/gpu_graph.h"
 #include "bench/read_stream.h"
 #include "bench/report.h"
+#include "bench/sm_clock.h"
 #include "bench/torch_attention.h"
 #include "common/status_macros.h"
 #include "kernels/cuda/buffer.h"
@@ -42,10 +43,13 @@ constexpr codec::WindowSpec kWindow = {.sinks = 4, .recent = 64};
 constexpr int kLaunches = 20;          // of a graph, at least
 constexpr double kCeilingBytes = 2e9;  // that the ceiling reads in a launch, at least
 
+constexpr absl::Duration kRest = absl::Milliseconds(300);
+
 struct Options {
   int replays = 40;
   std::string out, only;
   std::vector<std::string> codecs;  // by name; empty: all
+  bool alone = false;
 };
 
 struct Shape {
@@ -62,10 +66,10 @@ struct Bar {
 };
 struct Measured {
   Shape shape;
-  Bar bits2, bits4, k4v2, nf4;
+  Bar bits2, bits4, k4v2, nf4, cq2c4b;
 };
 const std::vector<Measured> kMeasured = {
-    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}, {2.5, 0}},
+    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}, {2.5, 0}, {1.5, 0}},
     {{64, 32768}, {0, 0.84}, {0, 0.95}, {}},
     {{1, 32768}, {3.4, 0}, {}, {}},
     {{1, 131072}, {4.7, 0}, {3.1, 0}, {}},
@@ -74,6 +78,17 @@ const std::vector<Measured> kMeasured = {
     {{1, 8192}, {1.3, 0}, {1.3, 0}, {}},
     {{1, 4096}, {1.0, 0}, {1.0, 0}, {}},
 };
+
+// Halves of a normal distribution, every 16th three times as large.
+std::vector<std::uint16_t> Random(std::size_t count) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  std::vector<std::uint16_t> values(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    values[i] = codec::HalfFromFloat(normal(random) * (i % 16 == 3 ? 3.0f : 1.0f));
+  }
+  return values;
+}
 
 // The compressed caches of one shape and codec, and what attends on them.
 class Caches {
@@ -116,15 +131,6 @@ class Caches {
   static std::int64_t WindowValues() {
     return std::int64_t{2} * kKvHeads * codec::WindowCapacity(kWindow) * kHeadDim;
   }
-  static std::vector<std::uint16_t> Random(std::size_t count) {
-    std::mt19937 random(3);
-    std::normal_distribution<float> normal;
-    std::vector<std::uint16_t> values(count);
-    for (std::size_t i = 0; i < count; ++i) {
-      values[i] = codec::HalfFromFloat(normal(random) * (i % 16 == 3 ? 3.0f : 1.0f));
-    }
-    return values;
-  }
   template <class T>
   static absl::StatusOr<DeviceBuffer> Upload(const std::vector<T>& values, Stream& stream) {
     KVF_ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::Allocate(values.size() * sizeof(T)));
@@ -147,6 +153,7 @@ class Caches {
                        .page = pages.data() + page_bytes_ * i,
                        .head_stride = std::int64_t{kTokens} * kHeadDim,
                        .token_stride = kHeadDim,
+                       .token = kWindow.sinks + i * codec::kBlockTokens,
                        .first_row = i * codec::kBlockTokens,
                        .k_bits = static_cast<std::uint8_t>(spec_.k_bits),
                        .v_bits = static_cast<std::uint8_t>(spec_.v_bits)});
@@ -161,6 +168,7 @@ class Caches {
     params.head_dim = kHeadDim;
     params.kind = spec_.kind;
     params.table = spec_.table;
+    KVF_ASSIGN_OR_RETURN(params.coupled, kernels::CoupledOf(spec_, 0, kKvHeads));
     params.k_group_tokens = spec_.k_group_tokens;
     params.v_group_channels = spec_.v_group_channels;
     params.first_fault = fault.as<std::uint64_t>();
@@ -200,7 +208,8 @@ class Caches {
                            .window = windows_.as<std::uint16_t>() + WindowValues() * i,
                            .sink_tokens = plan_.sinks,
                            .window_begin = i % codec::WindowCapacity(kWindow),
-                           .window_tokens = plan_.window_tokens()});
+                           .window_tokens = plan_.window_tokens(),
+                           .first_page = plan_.blocks * i});
       lengths.push_back({.blocks = plan_.blocks,
                          .raw_tokens = plan_.sinks + plan_.window_tokens(),
                          .page_begin = plan_.blocks * i});
@@ -288,6 +297,23 @@ class Bench {
             .k_group_tokens = 64,
             .v_group_channels = 128};
   }
+  static codec::BlockSpec CoupledSpec(const codec::Codebooks& books) {
+    return {.kind = codec::BlockKind::kCoupled,
+            .head_dim = kHeadDim,
+            .coupling = books.shape().coupling,
+            .codebooks = &books};
+  }
+  // Centroids as the values are, of normal distribution.
+  static absl::StatusOr<std::shared_ptr<const codec::Codebooks>> RandomCodebooks(
+      const codec::Coupling& coupling) {
+    const codec::CodebookShape shape = {
+        .layers = 1, .kv_heads = kKvHeads, .head_dim = kHeadDim, .coupling = coupling};
+    std::vector<float> frequencies;
+    for (int i = 0; i < kHeadDim / 2; ++i) {
+      frequencies.push_back(std::pow(500000.0f, -2.0f * static_cast<float>(i) / kHeadDim));
+    }
+    return codec::Codebooks::Create(shape, frequencies, Random(shape.values()), "{}");
+  }
   static int Launches(int copies) { return std::max(kLaunches, copies); }
 
   absl::Status RunShape(const Measured& measured, Report& report) {
@@ -299,6 +325,8 @@ class Bench {
     KVF_ASSIGN_OR_RETURN(const std::unique_ptr<TorchAttention> torch,
                          TorchAttention::Create(shape.batch, shape.tokens, kQHeads, kKvHeads,
                                                 kHeadDim, copies, stream_));
+    KVF_ASSIGN_OR_RETURN(const auto two_four, RandomCodebooks({2, 4}));
+    KVF_ASSIGN_OR_RETURN(const auto four_eight, RandomCodebooks({4, 8}));
     const struct {
       const char* name;
       codec::BlockSpec spec;
@@ -310,6 +338,11 @@ class Bench {
         {"NF4",
          {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = codec::LutTable::kNf4},
          measured.nf4},
+        {"ANF4",
+         {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = codec::LutTable::kAnf4},
+         {}},
+        {"CQ-2C4B", CoupledSpec(*two_four), measured.cq2c4b},
+        {"CQ-4C8B", CoupledSpec(*four_eight), {}},
         {"FP8", {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim}, {}},
         {"INT8", {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim}, {}}};
     for (const auto& codec : codecs) {
@@ -341,12 +374,40 @@ class Bench {
       KVF_ASSIGN_OR_RETURN(std::vector<Fp16> fp16, Baselines(shape, *torch, copies));
       std::vector<Graph*> graphs = {&ours, &early, &ceiling};
       for (Fp16& baseline : fp16) graphs.push_back(&baseline.graph);
+      KVF_ASSIGN_OR_RETURN(SmClock clock, SmClock::Create());
+      KVF_RETURN_IF_ERROR(clock.Start(stream_));
       KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, graphs));
+      KVF_ASSIGN_OR_RETURN(const double ghz, clock.Stop(stream_));
       const std::string what = absl::StrCat(codec.name, ", ", shape.name());
-      Add(what, codec.bar, ours, ceiling, fp16, launches, Launches(copies), report);
+      Add(what, codec.bar, ours, ceiling, fp16, launches, Launches(copies), ghz, report);
       Add(what + ", launched early", codec.bar, early, ceiling, fp16, launches, Launches(copies),
-          report);
+          ghz, report);
+      if (options_.alone) KVF_RETURN_IF_ERROR(RunAlone(what, early, ceiling, launches, report));
     }
+    return absl::OkStatus();
+  }
+
+  // Each by itself on a GPU that has rested: what the power that the others draw takes away.
+  absl::Status RunAlone(const std::string& what, Graph& early, Graph& ceiling, int launches,
+                        Report& report) {
+    KVF_ASSIGN_OR_RETURN(SmClock clock, SmClock::Create());
+    double ghz[2] = {};
+    Graph* const graphs[] = {&early, &ceiling};
+    for (int i = 0; i < 2; ++i) {
+      absl::SleepFor(kRest);
+      KVF_RETURN_IF_ERROR(clock.Start(stream_));
+      KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, {graphs[i]}));
+      KVF_ASSIGN_OR_RETURN(ghz[i], clock.Stop(stream_));
+    }
+    report.AddRatio(what + ", launched early, alone, bytes per second",
+                    early.rate().median / ceiling.rate().median, "reading the same blocks, alone",
+                    "-",
+                    {{"gpu", device_.name},
+                     {"us", Microseconds(early, launches)},
+                     {"read_only_gb_per_s", ceiling.rate().median / 1e9},
+                     {"sm_clock_ghz", ghz[0]},
+                     {"sm_clock_ghz_reading", ghz[1]},
+                     {"runs", options_.replays}});
     return absl::OkStatus();
   }
 
@@ -357,12 +418,14 @@ class Bench {
   }
 
   void Add(const std::string& what, const Bar& bar, const Graph& ours, const Graph& ceiling,
-           const std::vector<Fp16>& fp16, int launches, int fp16_launches, Report& report) {
+           const std::vector<Fp16>& fp16, int launches, int fp16_launches, double ghz,
+           Report& report) {
     const double us = ours.bytes() / ours.rate().median / launches;
     nlohmann::json details = {{"gpu", device_.name},
                               {"us", Microseconds(ours, launches)},
                               {"block_bytes", ours.bytes() / launches},
                               {"read_only_gb_per_s", ceiling.rate().median / 1e9},
+                              {"sm_clock_ghz", ghz},
                               {"runs", options_.replays}};
     const Fp16* best = nullptr;
     double best_us = 0;
@@ -407,6 +470,7 @@ int main(int argc, char** argv) {
   app.add_option("--replays", options.replays, "Samples per row");
   app.add_option("--only", options.only, "One shape, such as '8 x 32k'");
   app.add_option("--codecs", options.codecs, "Codecs, such as K2V2,NF4")->delimiter(',');
+  app.add_flag("--alone", options.alone, "Also measure each kernel by itself");
   app.add_option("--out", options.out, "JSON file to write");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = kvferry::bench::Main(std::move(options), argc, argv);

@@ -74,12 +74,16 @@ absl::Status LaunchReadStream(const std::byte* const* pages, int page_count, int
                               int block_bytes, int rounds, std::uint32_t* sink,
                               kernels::Stream& stream) {
   switch (block_bytes) {
+    case 4096:
+      return Launch<4096>(pages, page_count, heads, rounds, sink, stream);
     case 4864:
       return Launch<4864>(pages, page_count, heads, rounds, sink, stream);
     case 6912:
       return Launch<6912>(pages, page_count, heads, rounds, sink, stream);
     case 8448:
       return Launch<8448>(pages, page_count, heads, rounds, sink, stream);
+    case 8704:
+      return Launch<8704>(pages, page_count, heads, rounds, sink, stream);
     case 16640:
       return Launch<16640>(pages, page_count, heads, rounds, sink, stream);
     case 8960:

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/profiles.md from the built-in profiles (kvcodec/profiles/*.json, with the record of the search that found each) and
-bench/results/quality_profiles.json (the quality bench on text that no search has seen): every number there comes from these files.
+bench/results/quality.json (the quality bench, on text that no search has seen): every number there comes from these files.
 
   bench/render_profiles.py
 """
@@ -8,6 +8,8 @@ bench/results/quality_profiles.json (the quality bench on text that no search ha
 import decimal
 import json
 import pathlib
+
+import render_quality
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ERRORS = ("keys", "values", "scores", "output")
@@ -93,7 +95,9 @@ def held_out(report, profiles):
     text += f"{setup['passages']} passages of {setup['prompt_tokens']} + {setup['decode_tokens']} tokens of `{setup['text']}` (CRC32C {setup['text_crc32c']}). "
     text += "Columns as in [quality.md](quality.md); brackets are 95 % intervals.\n\n"
     text += "| codec | bits of a block | KL, mean, nats | perplexity ratio | top-1 % |\n|---|---|---|---|---|\n"
-    for row in report["codecs"]:
+    uniform = [name for name in rows if name.startswith("kivi-") and "-g64" in name and "v_bits" not in name]
+    for name in uniform + [name for name in rows if name.startswith("kvtuner:")]:
+        row = rows[name]
         kl, ppl = row["kl"], row["perplexity_ratio"]
         text += f"| `{row['codec']}` | {row['block_bits_per_value']:.3f} | {up(kl['value'], 3)} [{down(kl['low'], 3)}, {up(kl['high'], 3)}] "
         text += f"| {ppl['value']:.4f} [{ppl['low']:.4f}, {ppl['high']:.4f}] | {100 * row['top1_agreement']:.2f} |\n"
@@ -103,7 +107,7 @@ def held_out(report, profiles):
         if row is None:
             continue
         for name, other in rows.items():
-            if not name.startswith("kvtuner:") and abs(other["block_bits_per_value"] - profile["search"]["budget_bits"]) < 1e-9:
+            if name in uniform and abs(other["block_bits_per_value"] - profile["search"]["budget_bits"]) < 1e-9:
                 text += f"| `{row['codec']}` | `{name}` | {ratio(row['kl']['value'], other['kl']['value'])} |\n"
     return text
 
@@ -136,9 +140,7 @@ def sensitivity(profile):
 def main():
     profiles = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "kvcodec" / "profiles").glob("*.json"))]
     text = HEAD + found(profiles)
-    report = ROOT / "bench" / "results" / "quality_profiles.json"
-    if report.exists():
-        text += held_out(json.loads(report.read_text(encoding="utf-8")), profiles)
+    text += held_out(render_quality.read(ROOT / "bench" / "results" / "quality.json"), profiles)
     text += layers(profiles) + sensitivity(profiles[0])
     (ROOT / "docs" / "profiles.md").write_text(text, encoding="utf-8")
 

@@ -9,6 +9,7 @@ quality_tables.json (codecs with a scale per token): every number there comes fr
 import json
 import math
 import pathlib
+import re
 import sys
 from xml.sax.saxutils import escape
 
@@ -54,6 +55,13 @@ CHECKS = [
     ("128 recent tokens beat 64, 2 bits", "kivi-2", "kivi-2:recent=64"),
     ("64 recent tokens beat none, 4 bits", "kivi-4:recent=64", "kivi-4:recent=0"),
     ("128 recent tokens beat 64, 4 bits", "kivi-4", "kivi-4:recent=64"),
+    ("coupled channels at 2 bits beat KIVI at 3, the same window", "cq-4c8b:recent=128", "kivi-2"),
+    ("coupled channels at 2 bits beat KIVI at 3, a window of 32", "cq-4c8b", "kivi-2"),
+    ("4 channels coupled beat 8, 2 bits against 1", "cq-4c8b", "cq-8c8b"),
+    ("more centroids are better: 10 bits against 8", "cq-8c10b", "cq-8c8b"),
+    ("zero points of keys help NF4", "anf4", "nqkv-nf4"),
+    ("bits by layer beat the same for all, size of K4V4", "kvtuner:c4", "kivi-4-g64"),
+    ("bits by layer beat the same for all, size of K4V2", "kvtuner:c3", "kivi-k4v2-g64"),
 ]
 
 
@@ -450,6 +458,24 @@ def render(report, beside, folder):
     (folder / "quality.md").write_text(text, encoding="utf-8")
 
 
+def profile_names():
+    """What the codec of each built-in profile is called where it was measured from its file."""
+    names = {}
+    for path in sorted((ROOT / "kvcodec" / "profiles").glob("*.json")):
+        profile = json.loads(path.read_text(encoding="utf-8"))
+        bits = ",".join(f"layer.{i}={k}/{v}" for i, (k, v) in enumerate(profile["layers"]) if [k, v] != [4, 4])
+        names[f"{profile['codec']}:{bits}"] = f"kvtuner:{profile['name']}"
+    return names
+
+
+def read(path):
+    """A report whose codecs have short names: the file has hashes of codebooks and bits of layers in them."""
+    text = re.sub(r"[:,]codebooks=[0-9a-f]{16}", "", path.read_text(encoding="utf-8"))
+    for name, short in profile_names().items():
+        text = text.replace(f'"{name}"', f'"{short}"')
+    return json.loads(text)
+
+
 def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
@@ -457,8 +483,8 @@ def main():
     for name in ("python", "long", "tables", "report"):
         path = source.with_name(f"quality_{name}.json")
         if path.exists():
-            beside[name] = json.loads(path.read_text(encoding="utf-8"))
-    render(json.loads(source.read_text(encoding="utf-8")), beside, folder)
+            beside[name] = read(path)
+    render(read(source), beside, folder)
 
 
 if __name__ == "__main__":

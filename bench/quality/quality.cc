@@ -11,7 +11,7 @@
 #include "bench/quality/state_file.h"
 #include "common/status_macros.h"
 #include "common/string_view.h"
-#include "kvcodec/profile.h"
+#include "kvcodec/open_codec.h"
 
 namespace kvferry::bench {
 namespace {

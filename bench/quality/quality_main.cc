@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "bench/quality/open_device.h"
 #include "bench/quality/output.h"
@@ -17,7 +18,9 @@
 #include "cli/progress_line.h"
 #include "common/restart.h"
 #include "common/status_macros.h"
+#include "kvcodec/codebooks.h"
 #include "kvcodec/cpu/cpu_backend.h"
+#include "kvcodec/open_codec.h"
 #include "model/config_reader.h"
 
 namespace kvferry::bench {
@@ -25,7 +28,7 @@ namespace {
 
 struct Flags {
   std::string model, codecs, out, device = "cpu", compute = "fp32";
-  std::vector<std::string> text, report;
+  std::vector<std::string> text, report, codebooks;
   bool sanity = false;
   int threads = 0, passkeys = 0;
   cli::OutputFormat output = cli::OutputFormat::kTable;
@@ -52,6 +55,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
       ->check(CLI::ExistingPath);
   app.add_option("--codecs", flags.codecs,
                  "names with parameters, separated by commas [all registered]");
+  app.add_option("--codebooks", flags.codebooks,
+                 "files of `kvferry calibrate codebooks`: also their coupled codecs, with windows "
+                 "of 0, 32 and 128 tokens. Repeatable")
+      ->check(CLI::ExistingFile);
   app.add_flag("--sanity", flags.sanity,
                "also the rows that the literature has: K4V2 against K2V4, sinks, groups, recent");
   app.add_option("--passages,--chunks", flags.options.passages, "of the text, evenly spread")
@@ -94,6 +101,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
   kvferry bench quality --model m.gguf --text a.txt --codecs kivi-4,kivi-2:sinks=0,recent=128 --passages 2 --output json
 
   kvferry bench quality --model m.gguf --text a.txt --device cuda:0
+  kvferry bench quality --model m.gguf --text a.txt --codecs kivi-2 --codebooks m.4c8b.kvcb
   kvferry bench quality --model m.gguf --text a.txt --report layers,levels --passages 4 --state report.jsonl
 
 Memory: batch * (decode + greedy tokens) * vocabulary * 4 bytes of logits on the host, and the prompts' K and V.
@@ -125,6 +133,20 @@ int Threads(const Flags& flags) {
   return flags.threads > 0 ? flags.threads : cores;
 }
 
+// The coupled codec of a file with each window of the paper (arXiv 2405.03917) and with none.
+absl::Status AddCoupled(const std::string& path, std::vector<codec::Codec>& codecs) {
+  KVF_ASSIGN_OR_RETURN(const auto books, codec::Codebooks::Open(path));
+  for (const codec::Codec& codec : codec::RegisteredCodecs()) {
+    if (!codec.NeedsCodebooks() || codec.coupling != books->shape().coupling) continue;
+    for (const int recent : {0, 32, 128}) {
+      KVF_ASSIGN_OR_RETURN(
+          codecs.emplace_back(),
+          codec::OpenCodec(absl::StrCat(codec.name, ":recent=", recent, ",codebooks=", path)));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<codec::Codec>> Codecs(const Flags& flags) {
   std::vector<codec::Codec> codecs;
   if (!flags.codecs.empty()) {
@@ -132,8 +154,13 @@ absl::StatusOr<std::vector<codec::Codec>> Codecs(const Flags& flags) {
   } else {
     KVF_ASSIGN_OR_RETURN(const model::ModelConfig config, model::ReadModelConfig(flags.model));
     codecs = codec::RegisteredCodecs();
-    std::erase_if(codecs,
-                  [&](const codec::Codec& codec) { return !codec.FitsModel(config.layers).ok(); });
+    const codec::CacheGeometry geometry = {config.layers, config.kv_heads, config.head_dim};
+    std::erase_if(codecs, [&](const codec::Codec& codec) {
+      return !codec.FitsModel(geometry).ok() || codec.NeedsCodebooks();
+    });
+  }
+  for (const std::string& path : flags.codebooks) {
+    KVF_RETURN_IF_ERROR(AddCoupled(path, codecs));
   }
   if (flags.sanity) {
     for (codec::Codec& codec : SanityCodecs()) codecs.push_back(std::move(codec));

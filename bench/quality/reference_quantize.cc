@@ -189,6 +189,29 @@ at::Tensor LloydMaxLevels(int bits) {
   return tables[bits - 1];
 }
 
+at::Tensor NearestCentroids(const at::Tensor& x, const codec::Codebooks& books, int layer,
+                            bool is_v, const Rotations& rotations) {
+  const codec::CodebookShape& shape = books.shape();
+  const at::Tensor upright = is_v ? x : TurnBack(x, rotations);
+  at::Tensor out = at::empty_like(upright);
+  for (int head = 0; head < shape.kv_heads; ++head) {
+    // [groups, tokens, channels] and [groups, centroids, channels]
+    const at::Tensor groups = upright.select(0, head)
+                                  .unflatten(1, {-1, shape.coupling.channels})
+                                  .transpose(0, 1)
+                                  .contiguous();
+    const at::Tensor centroids =
+        at::from_blob(const_cast<float*>(books.Side(layer, head, is_v).by_code),
+                      {shape.groups(), shape.coupling.centroids(), shape.coupling.channels})
+            .to(x.device());
+    const at::Tensor codes = at::cdist(groups, centroids).argmin(2);
+    const at::Tensor values =
+        at::gather(centroids, 1, codes.unsqueeze(2).expand({-1, -1, shape.coupling.channels}));
+    out.select(0, head).copy_(values.transpose(0, 1).flatten(1));
+  }
+  return is_v ? out : Turn(out, rotations);
+}
+
 at::Tensor QuantizeDequantize(const at::Tensor& x, const TensorScheme& scheme, int block_tokens,
                               const Rotations& rotations) {
   if (scheme.bits == 16) return x;

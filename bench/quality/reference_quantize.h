@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "bench/quality/scheme.h"
+#include "kvcodec/codebooks.h"
 
 namespace kvferry::bench {
 
@@ -17,6 +18,11 @@ struct Rotations {
 // The answer has the same shape. Throws as LibTorch does.
 at::Tensor QuantizeDequantize(const at::Tensor& x, const TensorScheme& scheme, int block_tokens,
                               const Rotations& rotations);
+
+// One side of one layer by its codebooks (CQ, arXiv 2405.03917), keys as they are before their
+// rotation. x: [heads, tokens, head_dim] fp32.
+at::Tensor NearestCentroids(const at::Tensor& x, const codec::Codebooks& books, int layer,
+                            bool is_v, const Rotations& rotations);
 
 // Levels of least squared error for the normal distribution of variance 1 (Lloyd, Max 1960), 2^bits
 // of them, ascending; 1 to 4 bits.

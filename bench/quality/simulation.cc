@@ -177,7 +177,10 @@ class PassageAttention final : public model::DecodeAttention {
     const at::Tensor from_v = at::empty_like(from_k);
     std::vector<absl::Status> statuses(static_cast<std::size_t>(blocks));
     setup_.workers.Run(blocks, [&](int block) {
-      statuses[block] = CodeBlock(view, spec, layer, block, from_k[block], from_v[block]);
+      const codec::BlockOrigin origin = {.layer = layer,
+                                         .token_begin = first + block * kBlockTokens};
+      statuses[block] = CodeBlock(view.Tokens(block * kBlockTokens, kBlockTokens), spec, origin,
+                                  from_k[block], from_v[block]);
     });
     for (const absl::Status& status : statuses) KVF_RETURN_IF_ERROR(status);
     const auto put = [&](const at::Tensor& x, const at::Tensor& from) {
@@ -189,8 +192,9 @@ class PassageAttention final : public model::DecodeAttention {
     return KeysValues{put(exact.k, from_k), put(exact.v, from_v)};
   }
 
-  absl::Status CodeBlock(const codec::KvView& view, const codec::BlockSpec& spec, int layer,
-                         int block, const at::Tensor& k, const at::Tensor& v) const {
+  absl::Status CodeBlock(const codec::KvView& view, const codec::BlockSpec& spec,
+                         const codec::BlockOrigin& origin, const at::Tensor& k,
+                         const at::Tensor& v) const {
     const std::size_t bytes = codec::PageBytes(spec, view.kv_heads);
     constexpr std::size_t kAlign = 128;
     std::vector<std::byte> room(bytes + kAlign);
@@ -198,11 +202,9 @@ class PassageAttention final : public model::DecodeAttention {
     std::size_t space = room.size();
     const std::span<std::byte> page(
         static_cast<std::byte*>(std::align(kAlign, bytes, begin, space)), bytes);
-    KVF_RETURN_IF_ERROR(
-        setup_.backend.Quantize(view.Tokens(block * kBlockTokens, kBlockTokens), spec,
-                                {.layer = layer, .token_begin = block * kBlockTokens}, page));
+    KVF_RETURN_IF_ERROR(setup_.backend.Quantize(view, spec, origin, page));
     const auto values = static_cast<std::size_t>(k.numel());
-    return setup_.backend.Dequantize(page, spec, view.kv_heads,
+    return setup_.backend.Dequantize(page, spec, origin, view.kv_heads,
                                      std::span(k.mutable_data_ptr<float>(), values),
                                      std::span(v.mutable_data_ptr<float>(), values));
   }

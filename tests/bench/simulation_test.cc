@@ -18,6 +18,7 @@
 #include "kvcodec/lut.h"
 #include "model/rope.h"
 #include "tests/bench/tiny_model.h"
+#include "tests/kvcodec/codebook_samples.h"
 #include "tests/model/temp_folder.h"
 
 namespace kvferry::bench {
@@ -37,7 +38,9 @@ class ReferenceTest : public ::testing::Test {
  protected:
   // What the CPU backend gives back of one block; K and V are the same values.
   std::pair<at::Tensor, at::Tensor> Production(const char* name, const at::Tensor& x) {
-    const codec::BlockSpec spec = codec::FindCodec(name)->ForLayer(0, 64).value();
+    return Production(codec::FindCodec(name)->ForLayer(0, 64).value(), x);
+  }
+  std::pair<at::Tensor, at::Tensor> Production(const codec::BlockSpec& spec, const at::Tensor& x) {
     const at::Tensor half = x.to(at::kHalf).contiguous();
     const auto* data = static_cast<const std::uint16_t*>(half.const_data_ptr());
     const int heads = static_cast<int>(x.size(0));
@@ -57,7 +60,8 @@ class ReferenceTest : public ::testing::Test {
     const at::Tensor k = at::empty({heads, 64, 64}), v = at::empty({heads, 64, 64});
     const auto values = static_cast<std::size_t>(k.numel());
     EXPECT_TRUE(backend_
-                    ->Dequantize(bytes, spec, heads, std::span(k.mutable_data_ptr<float>(), values),
+                    ->Dequantize(bytes, spec, {}, heads,
+                                 std::span(k.mutable_data_ptr<float>(), values),
                                  std::span(v.mutable_data_ptr<float>(), values))
                     .ok());
     return {k, v};
@@ -88,6 +92,28 @@ TEST_F(ReferenceTest, Nf4GivesTheValuesOfTheBytes) {
   const TensorScheme scheme = {.bits = 4, .group = 64, .levels = Levels::kNf4Table};
   EXPECT_LT(Largest(QuantizeDequantize(x, scheme, 64, none_) - Production("nqkv-nf4", x).first),
             1e-5);
+}
+
+TEST_F(ReferenceTest, CoupledChannelsGiveTheValuesOfTheBytes) {
+  const at::Tensor x = RandomBlock(2, 64);
+  for (const codec::Coupling& coupling : {codec::Coupling{2, 8}, {4, 8}, {8, 10}, {2, 4}}) {
+    const auto books = codec::MakeCodebooks({2, 2, 64, coupling}, 5);
+    const auto [k, v] = Production(codec::CoupledSpec(*books, 1), x);
+    Rotations rotations = {at::empty({64, 32}), at::empty({64, 32})};  // of positions 0 to 63
+    for (int token = 0; token < 64; ++token) {
+      const auto at = static_cast<std::ptrdiff_t>(token) * 32;
+      books->rotation().Angles(token, rotations.cos.mutable_data_ptr<float>() + at,
+                               rotations.sin.mutable_data_ptr<float>() + at);
+    }
+    // Another centroid that is as near is as good: the distances are compared.
+    const at::Tensor keys = NearestCentroids(x, *books, 1, false, rotations);
+    const at::Tensor values = NearestCentroids(x, *books, 1, true, none_);
+    EXPECT_LT(Largest((keys - x).square().sum(2) - (k - x).square().sum(2)), 1e-2);
+    EXPECT_LT(Largest((values - x).square().sum(2) - (v - x).square().sum(2)), 1e-2);
+    EXPECT_GT((keys - k).abs().lt(1e-4).to(at::kFloat).mean().item<double>(), 0.999);
+    EXPECT_GT((values - v).abs().lt(1e-4).to(at::kFloat).mean().item<double>(), 0.999);
+    EXPECT_GT(Largest(x - k), 0.1);
+  }
 }
 
 TEST_F(ReferenceTest, BlocksAcrossHeadsFollowTheTokensVectors) {

@@ -235,7 +235,7 @@ absl::Status Run(Flags flags, const nlohmann::json& header) {
 
 }  // namespace
 
-void AddCodebooks(CLI::App& app, nlohmann::json header) {
+void AddCodebooks(CLI::App& app, const nlohmann::json& header) {
   CLI::App* command =
       app.add_subcommand("codebooks", "Centroids for coupled channels of a model: codecs cq-*");
   const auto flags = std::make_shared<Flags>();

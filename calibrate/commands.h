@@ -8,7 +8,7 @@
 // been printed. header: bench::ReportHeader of this run, for what the command writes.
 namespace kvferry::calibrate {
 
-void AddCodebooks(CLI::App& app, nlohmann::json header);
+void AddCodebooks(CLI::App& app, const nlohmann::json& header);
 void AddProfile(CLI::App& app, nlohmann::json header);
 
 }  // namespace kvferry::calibrate

@@ -66,6 +66,8 @@ absl::StatusOr<Copy> Upload(const codec::Codebooks& books) {
   KVF_RETURN_IF_ERROR(CudaStatus(cudaMemcpy(copy.memory.data(), packer.bytes().data(),
                                             packer.bytes().size(), cudaMemcpyHostToDevice),
                                  "copying codebooks"));
+  // It may return before the last bytes are there, and our streams do not wait for the default one.
+  KVF_RETURN_IF_ERROR(CudaStatus(cudaStreamSynchronize(nullptr), "copying codebooks"));
   const std::byte* begin = copy.memory.data();
   const auto side = static_cast<std::int64_t>(books.shape().side_values());
   copy.tables = {.centroids = reinterpret_cast<const std::uint16_t*>(begin + centroids),

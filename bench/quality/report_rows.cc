@@ -226,7 +226,10 @@ void AddRules(Rows& rows, int, int) {
 // Codecs of the registry by their own bytes: what the path that serves gives is to be the same.
 void AddProduction(Rows& rows, int, int) {
   for (const codec::Codec& codec : codec::RegisteredCodecs()) {
-    if (codec.raw_type != codec::Raw16::kFp16 || codec.kind == codec::BlockKind::kRaw16) continue;
+    if (codec.raw_type != codec::Raw16::kFp16 || codec.kind == codec::BlockKind::kRaw16 ||
+        codec.NeedsCodebooks()) {
+      continue;
+    }
     rows.push_back({.group = "production", .name = codec.name, .production = codec});
   }
   for (const char* name : {"kivi-2:v_bits=4", "kivi-2:k_bits=3,v_bits=3"}) {

@@ -160,8 +160,10 @@ TEST_F(QuantizeBlockTest, GoldenBlocks) {
     const KvSample kv = codec::MakeGoldenInput(c);
     const Made made = Quantize(kv.view, kv.k, kv.v, c.spec, c.origin);
     ASSERT_EQ(made.pages.size(), c.bytes) << c.line;
-    ASSERT_TRUE(std::equal(made.pages.begin(), made.pages.end(), golden.begin() + c.offset))
-        << c.line;
+    for (std::size_t i = 0; i < c.bytes; ++i) {
+      ASSERT_EQ(static_cast<int>(made.pages[i]), static_cast<int>(golden[c.offset + i]))
+          << c.line << ", byte " << i;
+    }
   }
 }
 

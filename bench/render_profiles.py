@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/profiles.md from the built-in profiles (kvcodec/profiles/*.json, with the record of the search that found each) and
-bench/results/quality.json (the quality bench, on text that no search has seen): every number there comes from these files.
+bench/results/quality_profiles.json (the quality bench, on text that no search has seen): every number there comes from these files.
 
   bench/render_profiles.py
 """
@@ -140,7 +140,7 @@ def sensitivity(profile):
 def main():
     profiles = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "kvcodec" / "profiles").glob("*.json"))]
     text = HEAD + found(profiles)
-    text += held_out(render_quality.read(ROOT / "bench" / "results" / "quality.json"), profiles)
+    text += held_out(render_quality.read(ROOT / "bench" / "results" / "quality_profiles.json"), profiles)
     text += layers(profiles) + sensitivity(profiles[0])
     (ROOT / "docs" / "profiles.md").write_text(text, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/quality.md and its plots from bench/results/quality.json and those of these that are beside it, of the same bench:
-quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
+quality_coupled*.json and quality_profiles.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
 quality_tables.json (codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
@@ -417,6 +417,9 @@ def render(report, beside, folder):
     """beside: the other reports by what their files are called after quality_."""
     setup = report["setup"]
     rows = {row["codec"]: row for row in report["codecs"]}
+    for name in (*BESIDE, "tables"):  # the same passages and positions
+        for row in beside.get(name, {"codecs": []})["codecs"]:
+            rows.setdefault(row["codec"], row)
     any_row = report["codecs"][0]
     text = HEAD.format(
         passage=setup["prompt_tokens"] + setup["decode_tokens"],
@@ -448,6 +451,9 @@ def render(report, beside, folder):
         text += " Rows that lose less than a part in 100,000, or gain by chance, stand on the bottom line of the second plot: "
         text += ", ".join(f"`{name}`" for name in lowest) + "."
     text += "\n" + checks(rows)
+    for name, title in BESIDE.items():
+        if name in beside:
+            text += other(title, beside[name])
     if "python" in beside:
         text += other("Another domain: Python sources", beside["python"])
     if "long" in beside:
@@ -468,6 +474,14 @@ def profile_names():
     return names
 
 
+# Runs of their own, over the same passages: what their table is called.
+BESIDE = {
+    "coupled": "Coupled channels",
+    "coupled8": "Eight channels coupled",
+    "profiles": "Bits by layer",
+}
+
+
 def read(path):
     """A report whose codecs have short names: the file has hashes of codebooks and bits of layers in them."""
     text = re.sub(r"[:,]codebooks=[0-9a-f]{16}", "", path.read_text(encoding="utf-8"))
@@ -480,7 +494,7 @@ def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
     beside = {}
-    for name in ("python", "long", "tables", "report"):
+    for name in (*BESIDE, "python", "long", "tables", "report"):
         path = source.with_name(f"quality_{name}.json")
         if path.exists():
             beside[name] = read(path)

@@ -417,8 +417,10 @@ double Codec::BitsPerValue(int head_dim) const {
   const int first = model_layers == 0 ? -1 : 0;
   const int count = std::max(1, model_layers);
   double bytes = 0;
+  Codec sizes = *this;
+  sizes.codebooks = nullptr;  // they are the same for all layers, and none is for no layer
   for (int layer = first; layer < first + count; ++layer) {
-    const absl::StatusOr<BlockSpec> spec = ForLayer(layer, head_dim);
+    const absl::StatusOr<BlockSpec> spec = sizes.ForLayer(layer, head_dim);
     if (!spec.ok()) return 0;
     bytes += static_cast<double>(BlockBytes(*spec));
   }

@@ -77,6 +77,7 @@ TEST_F(CodebooksFileTest, ACodecIsNamedByTheirHash) {
   EXPECT_THAT(codec->name, Not(HasSubstr(path_)));
   EXPECT_EQ(codec->codebooks->hash(), books_->hash());
   EXPECT_EQ(codec->window.recent, 128);
+  EXPECT_EQ(codec->BitsPerValue(64), 2.0);
 
   // What a peer reads from the name is the same codec but for the data, which it may have.
   auto of_peer = FindCodec(codec->name);

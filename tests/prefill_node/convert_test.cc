@@ -11,7 +11,7 @@
 namespace kvferry::prefill {
 namespace {
 
-constexpr PromptLimits kLimits{.vocabulary = 100, .max_context_tokens = 8};
+const PromptLimits kLimits{.vocabulary = 100, .max_context_tokens = 8};
 
 v1::PrefillRequest ValidRequest() {
   v1::PrefillRequest request;

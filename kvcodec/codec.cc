@@ -393,7 +393,7 @@ absl::Status Codec::FitsModel(const CacheGeometry& geometry) const {
         geometry.layers, ": make one with `kvferry calibrate profile`"));
   }
   if (codebooks == nullptr) return absl::OkStatus();
-  const absl::Status status = codebooks->FitsModel(geometry);
+  absl::Status status = codebooks->FitsModel(geometry);
   if (status.ok()) return status;
   return absl::Status(status.code(), absl::StrCat("codec ", name, ": ", status.message()));
 }

@@ -27,20 +27,33 @@ inline void PutRow(const std::uint32_t* codes, int head_dim, const Coupling& cou
   }
 }
 
-// The centroids of a row's codes. by_code: of its side. out: [head_dim].
-inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
-                   const float* by_code, float* out) {
-  const auto channels = static_cast<std::size_t>(coupling.channels);
-  const std::size_t book = channels * coupling.centroids();
+// A group has a known size: its centroid is copied by an instruction or two, not by a call.
+template <std::size_t kChannels>
+inline void GetRowOf(const std::byte* row, int head_dim, const Coupling& coupling,
+                     const float* by_code, float* out) {
+  const std::size_t book = kChannels * coupling.centroids();
   const std::uint32_t mask = (1u << coupling.bits) - 1;
   std::uint32_t pending = 0;
   int bits = 0;
-  for (int channel = 0; channel < head_dim; channel += coupling.channels) {
+  for (int channel = 0; channel < head_dim; channel += static_cast<int>(kChannels)) {
     for (; bits < coupling.bits; bits += 8) pending |= static_cast<std::uint32_t>(*row++) << bits;
-    std::memcpy(out + channel, by_code + (pending & mask) * channels, channels * sizeof(float));
+    std::memcpy(out + channel, by_code + (pending & mask) * kChannels, kChannels * sizeof(float));
     pending >>= coupling.bits;
     bits -= coupling.bits;
     by_code += book;
+  }
+}
+
+// The centroids of a row's codes. by_code: of its side. out: [head_dim].
+inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
+                   const float* by_code, float* out) {
+  switch (coupling.channels) {
+    case 2:
+      return GetRowOf<2>(row, head_dim, coupling, by_code, out);
+    case 4:
+      return GetRowOf<4>(row, head_dim, coupling, by_code, out);
+    default:
+      return GetRowOf<8>(row, head_dim, coupling, by_code, out);
   }
 }
 

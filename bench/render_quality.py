@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/quality.md and its plots from bench/results/quality.json and those of these that are beside it, of the same bench:
-quality_coupled*.json and quality_profiles.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
+quality_coupled*.json and quality_profiles.json, quality_more.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
 quality_tables.json (codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
@@ -479,6 +479,7 @@ BESIDE = {
     "coupled": "Coupled channels",
     "coupled8": "Eight channels coupled",
     "profiles": "Bits by layer",
+    "more": "Zero points of keys, two channels in 4 bits, and bits by layer at larger sizes",
 }
 
 

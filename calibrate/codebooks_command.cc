@@ -1,11 +1,9 @@
-#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,6 +13,7 @@
 #include "bench/quality/quality.h"
 #include "bench/report.h"
 #include "calibrate/codebook_training.h"
+#include "calibrate/command_parts.h"
 #include "calibrate/commands.h"
 #include "calibrate/learned_layers.h"
 #include "cli/output.h"
@@ -77,22 +76,11 @@ computes the gradients again, but no layer that is in the state file; the file g
 Memory: the model in fp32, and 8 bytes or more for each key and value channel of each token, in all layers.)");
 }
 
-absl::Status CheckState(const Flags& flags) {
-  std::error_code error;
-  if (flags.resume || !std::filesystem::exists(flags.state, error)) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the state file '", flags.state, "' is there: go on from it with --resume, or remove it"));
-}
-
 absl::StatusOr<codec::Codec> CoupledCodec(const std::string& name) {
   KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::FindCodec(name));
   if (codec.kind == codec::BlockKind::kCoupled) return codec;
   return absl::InvalidArgumentError(
       absl::StrCat("--codec: '", name, "' has no codebooks, cq-* have"));
-}
-
-std::string FileName(const std::string& path) {
-  return std::filesystem::path(path).filename().string();
 }
 
 // Samples of all layers that are not learned yet, by layer.
@@ -180,10 +168,9 @@ void Print(const codec::Codebooks& books, const nlohmann::json& record, const st
 
 absl::Status Run(Flags flags, const nlohmann::json& header) {
   if (flags.state.empty()) flags.state = flags.out + ".state.jsonl";
-  KVF_RETURN_IF_ERROR(CheckState(flags));
+  KVF_RETURN_IF_ERROR(CheckState(flags.state, flags.resume));
   KVF_ASSIGN_OR_RETURN(const codec::Codec codec, CoupledCodec(flags.codec));
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  flags.training.threads = flags.threads > 0 ? flags.threads : cores;
+  flags.training.threads = ThreadsOf(flags.threads);
   flags.training.weighted = !flags.unweighted;
   KVF_ASSIGN_OR_RETURN(const auto tokenizer, model::Tokenizer::Load(flags.model));
   KVF_ASSIGN_OR_RETURN(const bench::Text text,

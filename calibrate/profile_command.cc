@@ -4,7 +4,6 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "bench/quality/passages.h"
 #include "bench/quality/quality.h"
 #include "bench/report.h"
+#include "calibrate/command_parts.h"
 #include "calibrate/commands.h"
 #include "calibrate/layer_errors.h"
 #include "calibrate/passage_kl.h"
@@ -121,22 +121,11 @@ absl::StatusOr<std::vector<Pair>> ParsePairs(const std::string& list) {
   return pairs;
 }
 
-absl::Status CheckState(const Flags& flags) {
-  std::error_code error;
-  if (flags.resume || !std::filesystem::exists(flags.state, error)) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the state file '", flags.state, "' is there: go on from it with --resume, or remove it"));
-}
-
 absl::StatusOr<codec::Codec> BaseCodec(const std::string& name) {
   KVF_ASSIGN_OR_RETURN(codec::Codec codec, codec::FindCodec(name));
   if (codec.kind == codec::BlockKind::kScalar && codec.layers.empty()) return codec;
   return absl::InvalidArgumentError(
       absl::StrCat("--codec: '", name, "' is no kivi codec without layers of its own"));
-}
-
-std::string FileName(const std::string& path) {
-  return std::filesystem::path(path).filename().string();
 }
 
 // The output errors of `pairs` among those of all.
@@ -157,11 +146,10 @@ std::vector<std::vector<double>> OutputErrors(const std::vector<std::vector<Laye
 absl::Status Run(Flags flags, nlohmann::json header) {
   if (flags.state.empty()) flags.state = flags.out + ".state.jsonl";
   if (flags.name.empty()) flags.name = std::filesystem::path(flags.out).stem().string();
-  KVF_RETURN_IF_ERROR(CheckState(flags));
+  KVF_RETURN_IF_ERROR(CheckState(flags.state, flags.resume));
   KVF_ASSIGN_OR_RETURN(flags.search.base, BaseCodec(flags.codec));
   KVF_ASSIGN_OR_RETURN(flags.search.pairs, ParsePairs(flags.pairs));
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const int threads = flags.threads > 0 ? flags.threads : cores;
+  const int threads = ThreadsOf(flags.threads);
   KVF_ASSIGN_OR_RETURN(const auto tokenizer, model::Tokenizer::Load(flags.model));
   KVF_ASSIGN_OR_RETURN(const bench::Text text,
                        bench::ReadText(std::span(&flags.text, 1), *tokenizer));

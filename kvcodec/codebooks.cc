@@ -69,11 +69,6 @@ std::uint64_t HashOf(const CodebookShape& shape, std::span<const float> frequenc
   return hash.value();
 }
 
-template <class T>
-std::span<const std::byte> BytesOf(std::span<const T> values) {
-  return std::as_bytes(values);
-}
-
 }  // namespace
 
 bool IsCoupling(const Coupling& coupling) {
@@ -173,8 +168,8 @@ absl::Status Codebooks::Save(const std::string& path) const {
   const auto append = [&](std::span<const std::byte> part) {
     bytes.insert(bytes.end(), part.begin(), part.end());
   };
-  append(BytesOf(rotation_.frequencies()));
-  append(BytesOf(centroids()));
+  append(std::as_bytes(rotation_.frequencies()));
+  append(std::as_bytes(centroids()));
   append(std::as_bytes(std::span(record_)));
   const std::uint32_t check = Crc32c(bytes);
   append(std::as_bytes(std::span(&check, 1)));

@@ -9,8 +9,6 @@ std::span<const AttentionVariant> AttentionVariantsD128() {
       raw_variant<128>(),
       int8_variant<128>(),
       fp8_variant<128>(),
-      lut4_variant<128, codec::LutTable::kNf4>(),
-      lut4_variant<128, codec::LutTable::kAnf4>(),
       scalar_variant<128, 2, 2, 64, 128>(),
       scalar_variant<128, 4, 4, 64, 128>(),
       scalar_variant<128, 4, 2, 64, 128>(),

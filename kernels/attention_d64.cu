@@ -9,8 +9,6 @@ std::span<const AttentionVariant> AttentionVariantsD64() {
       raw_variant<64>(),
       int8_variant<64>(),
       fp8_variant<64>(),
-      lut4_variant<64, codec::LutTable::kNf4>(),
-      lut4_variant<64, codec::LutTable::kAnf4>(),
       scalar_variant<64, 2, 2, 64, 64>(),
       scalar_variant<64, 4, 4, 64, 64>(),
       scalar_variant<64, 4, 2, 64, 64>(),

@@ -8,9 +8,9 @@
 namespace kvferry::kernels {
 namespace {
 
-constexpr std::array kByHeadDim = {AttentionVariantsD64,  AttentionVariantsD96,
-                                   AttentionVariantsD128, AttentionVariantsD256,
-                                   CoupledVariantsD64,    CoupledVariantsD128};
+constexpr std::array kByHeadDim = {
+    AttentionVariantsD64, AttentionVariantsD96, AttentionVariantsD128, AttentionVariantsD256,
+    LutVariantsD64,       LutVariantsD128,      CoupledVariantsD64,    CoupledVariantsD128};
 
 }  // namespace
 

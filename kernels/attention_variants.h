@@ -14,6 +14,8 @@ std::span<const AttentionVariant> AttentionVariantsD64();
 std::span<const AttentionVariant> AttentionVariantsD96();
 std::span<const AttentionVariant> AttentionVariantsD128();
 std::span<const AttentionVariant> AttentionVariantsD256();
+std::span<const AttentionVariant> LutVariantsD64();
+std::span<const AttentionVariant> LutVariantsD128();
 std::span<const AttentionVariant> CoupledVariantsD64();
 std::span<const AttentionVariant> CoupledVariantsD128();
 

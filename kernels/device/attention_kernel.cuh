@@ -19,6 +19,16 @@
 // block is scored and weighed; nothing here depends on it.
 namespace kvferry::kernels {
 
+// Of shared memory, what Codes looks its codes up in: filled by Codes::fill_tables.
+template <class Codes>
+inline constexpr int kTableBytes = [] {
+  if constexpr (requires { Codes::kTableBytes; }) {
+    return Codes::kTableBytes;
+  } else {
+    return 0;
+  }
+}();
+
 template <class Codes, int kWarpsOfBlock, int kRingStages>
 struct AttentionShared {
   static constexpr int kWarps = kWarpsOfBlock, kStages = kRingStages;
@@ -36,7 +46,8 @@ struct AttentionShared {
   static constexpr int kTotals = kTops + kWarps * kColumns * 4;
   static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
   static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
-  static constexpr int kBytes = kLast + 16;
+  static constexpr int kTables = (kLast + 16 + 127) / 128 * 128;
+  static constexpr int kBytes = kTables + kTableBytes<Codes>;
 };
 
 // Index in q and out of a row of the piece.
@@ -215,7 +226,7 @@ __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const At
     const int stage = loaded % kStages;
     const char* at = ring.wait(stage, loaded / kStages % 2);
     Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, args.bf16, unit, code_unit, lane,
-                  BlockSite{args, piece, piece.kv_head, i}, state);
+                  BlockSite{args, piece, shared + Shared::kTables, piece.kv_head, i}, state);
     __syncwarp();
     if (following != nullptr) {
       ring.load(stage, following);
@@ -351,6 +362,9 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   if (threadIdx.x < 16) {
     reinterpret_cast<std::uint32_t*>(shared + Shared::kOnes)[threadIdx.x] =
         threadIdx.x < 8 ? 0x3c003c00u : 0;
+  }
+  if constexpr (kTableBytes < Codes >> 0) {
+    Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
   }
   __syncthreads();
 

@@ -4,7 +4,7 @@
 #include "kernels/device/attention_kernel.cuh"
 #include "kernels/device/byte_codes.cuh"
 #include "kernels/device/coupled_codes.cuh"
-#include "kernels/device/lut4_codes.cuh"
+#include "kernels/device/lut_codes.cuh"
 #include "kernels/device/raw_codes.cuh"
 #include "kernels/device/scalar_codes.cuh"
 
@@ -43,8 +43,12 @@ AttentionVariant make_variant(const codec::BlockSpec& spec) {
   constexpr int large = Codes::kHeadDim <= 128
                             ? warps_that_fit<Codes, kStages, 16, 12, 8, 6, 4, small>()
                             : warps_that_fit<Codes, kStages, 8, 6, 4, small>();
-  return {spec, make_kernel<Codes, small, kStages, of_small>(),
-          make_kernel<Codes, large, kStages, 1>()};
+  const AttentionKernel few_heads = make_kernel<Codes, large, kStages, 1>();
+  if constexpr (kTableBytes < Codes >> 0) {  // one per multiprocessor is enough
+    return {spec, few_heads, few_heads};
+  } else {
+    return {spec, make_kernel<Codes, small, kStages, of_small>(), few_heads};
+  }
 }
 
 template <int kHeadDim>
@@ -62,8 +66,8 @@ AttentionVariant fp8_variant() {
       {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim});
 }
 template <int kHeadDim, codec::LutTable kTable>
-AttentionVariant lut4_variant() {
-  return make_variant<Lut4Codes<kHeadDim, kTable>>(
+AttentionVariant lut_variant() {
+  return make_variant<LutCodes<kHeadDim, kTable>>(
       {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = kTable});
 }
 template <int kHeadDim, int kChannels, int kBits>

@@ -11,6 +11,7 @@ namespace kvferry::kernels {
 struct BlockSite {
   const AttentionArgs& args;
   const AttentionPiece& piece;
+  const char* tables;  // of its codes, in shared memory
   int kv_head;
   int block;  // of the piece
 

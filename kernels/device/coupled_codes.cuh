@@ -13,7 +13,9 @@
 namespace kvferry::kernels {
 
 // Attention on blocks of kind kCoupled (CQ, arXiv 2405.03917): a code is looked up in its codebook,
-// which the first level cache holds as far as it can, and its centroid is the operand of mma.sync.
+// and its centroid is the operand of mma.sync. Small codebooks stand in shared memory, a column for
+// every lane, so that no two lanes ever meet in a bank; others the first level cache holds as far
+// as it can.
 // Keys turn by the place of their token in the block, in halves; the query turned back by the place
 // of the block in the sequence, in fp32, once per block.
 template <int kHeadDimension, int kChannels, int kBits>
@@ -32,15 +34,50 @@ struct CoupledCodes {
   static constexpr int q_place(int channel) { return channel; }
   static __device__ __forceinline__ int min_row(int) { return -1; }
 
+  // Whether codebooks stand in shared memory: of K [group % 4 + channel / 32 * 4][code][lane], of V
+  // [group % 2 + channel / 32 * 2][code][lane], two halves each.
+  static constexpr bool kInShared = kChannels == 2 && kBits == 4;
+  static constexpr int kStepBytes = 128 << kBits;
+  static constexpr int kKeyTableBytes = kHeadDim / 32 * 4 * kStepBytes;
+  static constexpr int kTableBytes =
+      kInShared ? kKeyTableBytes + kHeadDim / 32 * 2 * kStepBytes : 0;
+
+  template <int kThreads>
+  static __device__ __forceinline__ void fill_tables(char* to, const AttentionArgs& args,
+                                                     const AttentionPiece& piece) {
+    const CoupledTables& tables = args.coupled;
+    const std::uint16_t* books = tables.centroids + 2 * tables.side_values * piece.kv_head;
+    const auto two = [&](int side, int group, int code) {
+      return __ldg(reinterpret_cast<const std::uint32_t*>(
+          centroid(books + side * tables.side_values, group, code)));
+    };
+    for (int i = threadIdx.x; i < kTableBytes / 16; i += kThreads) {  // four lanes of one g
+      const int g = i % 8, code = i / 8 % kCentroids, step = i / 8 / kCentroids;
+      uint4 lanes;
+      if (step < kHeadDim / 32 * 4) {
+        const int group = step / 4 * 16 + step % 4;
+        lanes = {two(0, group, code), two(0, group + 4, code), two(0, group + 8, code),
+                 two(0, group + 12, code)};
+      } else {
+        const int of_v = step - kHeadDim / 32 * 4;
+        const std::uint32_t all = two(1, of_v / 2 * 16 + g * 2 + of_v % 2, code);
+        lanes = {all, all, all, all};
+      }
+      *reinterpret_cast<uint4*>(to + i * 16) = lanes;
+    }
+  }
+
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool, const float (&unit)[2],
                                                 const float (&)[2], int lane, const BlockSite& site,
                                                 SoftmaxState<kHeadDim / 16>& state) {
     const CoupledTables& tables = site.args.coupled;
     const int g = lane / 4, j = lane % 4;
-    const std::uint16_t* books = tables.centroids + 2 * tables.side_values * site.kv_head;
+    const Books keys = {tables.centroids + 2 * tables.side_values * site.kv_head,
+                        site.tables + lane * 4};
+    const Books values = {keys.global + tables.side_values, keys.shared + kKeyTableBytes};
     std::uint32_t q[2 * kPairs][4];
-    turn_query_back(q_plain, tables.frequencies, site.token(), j, q);
+    turn_query_back(q_plain, tables.frequencies, site.token(), g, j, q);
 
     float scores[4][4] = {};
 #pragma unroll
@@ -52,8 +89,8 @@ struct CoupledCodes {
         for (int r = 0; r < 2; ++r) {
           const int token = tile * 16 + r * 8 + g, channel = w * 32 + j * 8;
           const char* row = block + kLayout.k_codes + token * kLayout.row_bytes;
-          const uint4 a = eight_values(row, channel, books);
-          const uint4 b = eight_values(row, channel + kHeadDim / 2, books);
+          const uint4 a = eight_values(row, channel, keys);
+          const uint4 b = eight_values(row, channel + kHeadDim / 2, keys);
           const int turn = token * (kHeadDim / 2) + channel;
           const uint4 cos = __ldg(reinterpret_cast<const uint4*>(tables.half_cos + turn));
           const uint4 sin = __ldg(reinterpret_cast<const uint4*>(tables.half_sin + turn));
@@ -70,7 +107,6 @@ struct CoupledCodes {
 
     float totals[4] = {};
     const std::uint32_t ones = g == 0 ? kOnes : 0;
-    books += tables.side_values;
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
       const std::uint32_t p0 = p[2 * tile], p1 = p[2 * tile + 1];
@@ -82,8 +118,8 @@ struct CoupledCodes {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           const char* row = rows + r * 8 * kLayout.row_bytes;
-          even[r] = four_values(row, w * 32 + g * 4, books);
-          odd[r] = four_values(row + kLayout.row_bytes, w * 32 + g * 4, books);
+          even[r] = four_values(row, w * 32 + g * 4, values);
+          odd[r] = four_values(row + kLayout.row_bytes, w * 32 + g * 4, values);
         }
         mma_f16(state.sums[2 * w], low_halves(even[0].x, odd[0].x),
                 high_halves(even[0].x, odd[0].x), low_halves(even[1].x, odd[1].x),
@@ -120,12 +156,28 @@ struct CoupledCodes {
     mma_f16(scores, rows[0].z, rows[1].z, rows[0].w, rows[1].w, q[2], q[3]);
   }
 
-  // The lane's channels of q, turned back by the angles of `token`.
+  // Of one side of a head.
+  struct Books {
+    const std::uint16_t* global;
+    const char* shared;  // at this lane's column
+  };
+
+  // The lane's channels of q, turned back by the angles of `token`. Lanes with the same j need the
+  // same angles and share out their sines and cosines.
   static __device__ __forceinline__ void turn_query_back(const char* q_plain,
                                                          const float* frequencies,
-                                                         std::int64_t token, int j,
+                                                         std::int64_t token, int g, int j,
                                                          std::uint32_t (&q)[2 * kPairs][4]) {
     constexpr double kOverPi = 0.31830988618379067154;
+    float own_cos[kPairs], own_sin[kPairs];  // of angles g * kPairs + i of kPairs * 8
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const int angle = g * kPairs + i;
+      const float frequency = __ldg(frequencies + angle / 8 * 32 + j * 8 + angle % 8);
+      double turns = static_cast<double>(token) * static_cast<double>(frequency) * kOverPi;
+      turns -= 2 * rint(turns * 0.5);
+      sincospif(static_cast<float>(turns), &own_sin[i], &own_cos[i]);
+    }
 #pragma unroll
     for (int w = 0; w < kPairs; ++w) {
       const uint4 low = load_shared16(q_plain + w * 512);
@@ -137,10 +189,10 @@ struct CoupledCodes {
         float cos[2], sin[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float frequency = __ldg(frequencies + w * 32 + j * 8 + pair * 2 + i);
-          double turns = static_cast<double>(token) * static_cast<double>(frequency) * kOverPi;
-          turns -= 2 * rint(turns * 0.5);
-          sincospif(static_cast<float>(turns), &sin[i], &cos[i]);
+          const int angle = w * 8 + pair * 2 + i;
+          const int from = angle / kPairs * 4 + j;
+          cos[i] = __shfl_sync(~0u, own_cos[angle % kPairs], from);
+          sin[i] = __shfl_sync(~0u, own_sin[angle % kPairs], from);
         }
         q[w][pair] = half2_pack(a.x * cos[0] + b.x * sin[0], a.y * cos[1] + b.y * sin[1]);
         q[kPairs + w][pair] = half2_pack(b.x * cos[0] - a.x * sin[0], b.y * cos[1] - a.y * sin[1]);
@@ -161,30 +213,51 @@ struct CoupledCodes {
     return book + (group * kCentroids + code) * kChannels;
   }
 
-  // Channels channel .. channel + 7 of the token of a row, and channel .. channel + 3.
+  // A pair of channels out of shared memory: the code that stands at bit `bit` of `codes`.
+  static __device__ __forceinline__ std::uint32_t look_up(const char* table, std::uint32_t codes,
+                                                          int bit, int step) {
+    const std::uint32_t at = (bit < 7 ? codes << (7 - bit) : codes >> (bit - 7)) &
+                             static_cast<std::uint32_t>(kCentroids - 1) << 7;
+    return *reinterpret_cast<const std::uint32_t*>(table + step * kStepBytes + at);
+  }
+
+  // Channels channel .. channel + 7 of the token of a row of K, and channel .. channel + 3 of V; of
+  // a lane's own ones, j and g.
   static __device__ __forceinline__ uint4 eight_values(const char* row, int channel,
-                                                       const std::uint16_t* book) {
+                                                       const Books& books) {
     const int group = channel / kChannels;
-    if constexpr (kChannels == 8) {
-      return __ldg(reinterpret_cast<const uint4*>(centroid(book, group, code_of(row, group))));
+    if constexpr (kInShared) {
+      const std::uint32_t codes = *reinterpret_cast<const std::uint16_t*>(row + channel / 4);
+      const int step = channel / 32 * 4;
+      return {look_up(books.shared, codes, 0, step), look_up(books.shared, codes, 4, step + 1),
+              look_up(books.shared, codes, 8, step + 2),
+              look_up(books.shared, codes, 12, step + 3)};
+    } else if constexpr (kChannels == 8) {
+      return __ldg(
+          reinterpret_cast<const uint4*>(centroid(books.global, group, code_of(row, group))));
     } else {
-      const uint2 low = four_values(row, channel, book), high = four_values(row, channel + 4, book);
+      const uint2 low = four_values(row, channel, books);
+      const uint2 high = four_values(row, channel + 4, books);
       return {low.x, low.y, high.x, high.y};
     }
   }
   static __device__ __forceinline__ uint2 four_values(const char* row, int channel,
-                                                      const std::uint16_t* book) {
+                                                      const Books& books) {
     const int group = channel / kChannels;
-    if constexpr (kChannels >= 4) {
-      const std::uint16_t* at = centroid(book, group, code_of(row, group)) + channel % kChannels;
+    if constexpr (kInShared) {
+      const std::uint32_t codes = *reinterpret_cast<const std::uint8_t*>(row + channel / 4);
+      const int step = channel / 32 * 2;
+      return {look_up(books.shared, codes, 0, step), look_up(books.shared, codes, 4, step + 1)};
+    } else if constexpr (kChannels >= 4) {
+      const std::uint16_t* at =
+          centroid(books.global, group, code_of(row, group)) + channel % kChannels;
       return __ldg(reinterpret_cast<const uint2*>(at));
     } else {
-      uint2 values;
-      values.x =
-          __ldg(reinterpret_cast<const std::uint32_t*>(centroid(book, group, code_of(row, group))));
-      values.y = __ldg(reinterpret_cast<const std::uint32_t*>(
-          centroid(book, group + 1, code_of(row, group + 1))));
-      return values;
+      const auto two = [&](int of) {
+        return __ldg(
+            reinterpret_cast<const std::uint32_t*>(centroid(books.global, of, code_of(row, of))));
+      };
+      return {two(group), two(group + 1)};
     }
   }
 };

@@ -307,6 +307,9 @@ TEST_F(DecodeAttentionTest, KindsWithoutGroups) {
        {BlockSpec{.kind = codec::BlockKind::kRaw16}, BlockSpec{.kind = codec::BlockKind::kInt8},
         BlockSpec{.kind = codec::BlockKind::kFp8},
         BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kNf4},
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kNf3},
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kLm3},
+        BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kLm2},
         BlockSpec{.kind = codec::BlockKind::kLut, .table = codec::LutTable::kAnf4}}) {
     spec.head_dim = 128;
     for (const float v_times : {1.0f, 1e-2f, 300.0f}) {
@@ -338,7 +341,7 @@ TEST_F(DecodeAttentionTest, ShiftedKeys) {
 }
 
 TEST_F(DecodeAttentionTest, CoupledBlocksFarFromTheBegin) {
-  for (const codec::Coupling& coupling : {codec::Coupling{4, 8}, {8, 10}}) {
+  for (const codec::Coupling& coupling : {codec::Coupling{4, 8}, {8, 10}, {2, 4}}) {
     const auto books = codec::MakeCodebooks({1, 2, 128, coupling}, 4);
     const BlockSpec spec = codec::CoupledSpec(*books, 0);
     ExpectIsAttention({.spec = spec, .q_heads = 8, .kv_heads = 2, .tokens = {40000, 300}});
@@ -410,15 +413,16 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   const absl::Status missing = DecodeAttention::Create(ConfigOf(batch)).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kUnimplemented);
   EXPECT_THAT(std::string(missing.message()),
-              testing::HasSubstr("head_dim 128: 16 bit int8 fp8 nf4 anf4 K2V2-GK64-GV128"));
+              testing::AllOf(testing::HasSubstr("head_dim 128: 16 bit int8 fp8 K2V2-GK64-GV128"),
+                             testing::HasSubstr("head_dim 128: nf4 anf4 nf3 lm3 lm2")));
   const absl::Status lm3 =
       DecodeAttention::Create(ConfigOf({.spec = {.kind = codec::BlockKind::kLut,
-                                                 .head_dim = 128,
+                                                 .head_dim = 96,
                                                  .table = codec::LutTable::kLm3},
                                         .tokens = {1}}))
           .status();
   EXPECT_EQ(lm3.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(lm3.message()), testing::HasSubstr("head_dim 128 is not compiled"));
+  EXPECT_THAT(std::string(lm3.message()), testing::HasSubstr("head_dim 96 is not compiled"));
   AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
   config.q_heads = 17;
   EXPECT_EQ(DecodeAttention::Create(config).status().code(), absl::StatusCode::kInvalidArgument);

@@ -76,8 +76,12 @@ absl::Status LaunchReadStream(const std::byte* const* pages, int page_count, int
   switch (block_bytes) {
     case 4096:
       return Launch<4096>(pages, page_count, heads, rounds, sink, stream);
+    case 4352:
+      return Launch<4352>(pages, page_count, heads, rounds, sink, stream);
     case 4864:
       return Launch<4864>(pages, page_count, heads, rounds, sink, stream);
+    case 6400:
+      return Launch<6400>(pages, page_count, heads, rounds, sink, stream);
     case 6912:
       return Launch<6912>(pages, page_count, heads, rounds, sink, stream);
     case 8448:

@@ -13,9 +13,9 @@
 namespace kvferry::kernels {
 
 // Attention on blocks of kind kCoupled (CQ, arXiv 2405.03917): a code is looked up in its codebook,
-// and its centroid is the operand of mma.sync. Small codebooks stand in shared memory, a column for
-// every lane, so that no two lanes ever meet in a bank; others the first level cache holds as far
-// as it can.
+// and its centroid is the operand of mma.sync. Codebooks stand in shared memory where they fit: of
+// 16 centroids with a column for every lane, so that no two lanes ever meet in a bank, of 256 as
+// they are. Larger ones the first level cache holds as far as it can.
 // Keys turn by the place of their token in the block, in halves; the query turned back by the place
 // of the block in the sequence, in fp32, once per block.
 template <int kHeadDimension, int kChannels, int kBits>
@@ -24,7 +24,7 @@ struct CoupledCodes {
   static constexpr codec::format::CoupledLayout kLayout =
       codec::format::CoupledBlock(kHeadDim, kChannels, kBits);
   static constexpr int kBytes = kLayout.bytes;
-  static constexpr int kMaxStages = 2;
+  static constexpr int kMaxStages = kBits == 8 && kChannels == 2 ? 1 : 2;  // for the codebooks
   template <int kStages>
   using Ring = BlockRing<kStages, kBytes>;
   static constexpr int kSlotBytes = kBytes;
@@ -34,36 +34,27 @@ struct CoupledCodes {
   static constexpr int q_place(int channel) { return channel; }
   static __device__ __forceinline__ int min_row(int) { return -1; }
 
-  // Whether codebooks stand in shared memory: of K [group % 4 + channel / 32 * 4][code][lane], of V
-  // [group % 2 + channel / 32 * 2][code][lane], two halves each.
-  static constexpr bool kInShared = kChannels == 2 && kBits == 4;
+  // In columns: of K [channel / 32 * 4 + group % 4][code][lane], of V
+  // [channel / 32 * 2 + group % 2][code][lane], two halves each.
+  static constexpr bool kInColumns = kChannels == 2 && kBits == 4, kWhole = kBits == 8;
   static constexpr int kStepBytes = 128 << kBits;
-  static constexpr int kKeyTableBytes = kHeadDim / 32 * 4 * kStepBytes;
-  static constexpr int kTableBytes =
-      kInShared ? kKeyTableBytes + kHeadDim / 32 * 2 * kStepBytes : 0;
+  static constexpr int kKeyTableBytes =
+      kInColumns ? kHeadDim / 32 * 4 * kStepBytes : 2 * kHeadDim << kBits;
+  static constexpr int kTableBytes = kInColumns ? kKeyTableBytes * 3 / 2
+                                     : kWhole   ? kKeyTableBytes * 2
+                                                : 0;
 
   template <int kThreads>
   static __device__ __forceinline__ void fill_tables(char* to, const AttentionArgs& args,
                                                      const AttentionPiece& piece) {
     const CoupledTables& tables = args.coupled;
     const std::uint16_t* books = tables.centroids + 2 * tables.side_values * piece.kv_head;
-    const auto two = [&](int side, int group, int code) {
-      return __ldg(reinterpret_cast<const std::uint32_t*>(
-          centroid(books + side * tables.side_values, group, code)));
-    };
-    for (int i = threadIdx.x; i < kTableBytes / 16; i += kThreads) {  // four lanes of one g
-      const int g = i % 8, code = i / 8 % kCentroids, step = i / 8 / kCentroids;
-      uint4 lanes;
-      if (step < kHeadDim / 32 * 4) {
-        const int group = step / 4 * 16 + step % 4;
-        lanes = {two(0, group, code), two(0, group + 4, code), two(0, group + 8, code),
-                 two(0, group + 12, code)};
-      } else {
-        const int of_v = step - kHeadDim / 32 * 4;
-        const std::uint32_t all = two(1, of_v / 2 * 16 + g * 2 + of_v % 2, code);
-        lanes = {all, all, all, all};
+    if constexpr (kWhole) {  // K's and V's lie one behind the other
+      for (int i = threadIdx.x; i < kTableBytes / 16; i += kThreads) {
+        reinterpret_cast<uint4*>(to)[i] = __ldg(reinterpret_cast<const uint4*>(books) + i);
       }
-      *reinterpret_cast<uint4*>(to + i * 16) = lanes;
+    } else {
+      fill_columns<kThreads>(to, books, books + tables.side_values);
     }
   }
 
@@ -74,7 +65,7 @@ struct CoupledCodes {
     const CoupledTables& tables = site.args.coupled;
     const int g = lane / 4, j = lane % 4;
     const Books keys = {tables.centroids + 2 * tables.side_values * site.kv_head,
-                        site.tables + lane * 4};
+                        site.tables + (kInColumns ? lane * 4 : 0)};
     const Books values = {keys.global + tables.side_values, keys.shared + kKeyTableBytes};
     std::uint32_t q[2 * kPairs][4];
     turn_query_back(q_plain, tables.frequencies, site.token(), g, j, q);
@@ -156,10 +147,42 @@ struct CoupledCodes {
     mma_f16(scores, rows[0].z, rows[1].z, rows[0].w, rows[1].w, q[2], q[3]);
   }
 
+  template <int kThreads>
+  static __device__ __forceinline__ void fill_columns(char* to, const std::uint16_t* keys,
+                                                      const std::uint16_t* values) {
+    const auto two = [](const std::uint16_t* book, int group, int code) {
+      return __ldg(reinterpret_cast<const std::uint32_t*>(centroid(book, group, code)));
+    };
+    for (int i = threadIdx.x; i < kTableBytes / 16; i += kThreads) {  // four lanes of one g
+      const int g = i % 8, code = i / 8 % kCentroids, step = i / 8 / kCentroids;
+      uint4 lanes;
+      if (step < kHeadDim / 32 * 4) {
+        const int group = step / 4 * 16 + step % 4;
+        lanes = {two(keys, group, code), two(keys, group + 4, code), two(keys, group + 8, code),
+                 two(keys, group + 12, code)};
+      } else {
+        const int of_values = step - kHeadDim / 32 * 4;
+        const std::uint32_t all = two(values, of_values / 2 * 16 + g * 2 + of_values % 2, code);
+        lanes = {all, all, all, all};
+      }
+      *reinterpret_cast<uint4*>(to + i * 16) = lanes;
+    }
+  }
+
   // Of one side of a head.
   struct Books {
     const std::uint16_t* global;
-    const char* shared;  // at this lane's column
+    const char* shared;  // where in columns, at this lane's
+
+    template <class Value>
+    __device__ __forceinline__ Value load(int group, int code, int channel = 0) const {
+      if constexpr (kWhole) {
+        return *reinterpret_cast<const Value*>(
+            shared + ((group * kCentroids + code) * kChannels + channel) * 2);
+      } else {
+        return __ldg(reinterpret_cast<const Value*>(centroid(global, group, code) + channel));
+      }
+    }
   };
 
   // The lane's channels of q, turned back by the angles of `token`. Lanes with the same j need the
@@ -226,15 +249,14 @@ struct CoupledCodes {
   static __device__ __forceinline__ uint4 eight_values(const char* row, int channel,
                                                        const Books& books) {
     const int group = channel / kChannels;
-    if constexpr (kInShared) {
+    if constexpr (kInColumns) {
       const std::uint32_t codes = *reinterpret_cast<const std::uint16_t*>(row + channel / 4);
       const int step = channel / 32 * 4;
       return {look_up(books.shared, codes, 0, step), look_up(books.shared, codes, 4, step + 1),
               look_up(books.shared, codes, 8, step + 2),
               look_up(books.shared, codes, 12, step + 3)};
     } else if constexpr (kChannels == 8) {
-      return __ldg(
-          reinterpret_cast<const uint4*>(centroid(books.global, group, code_of(row, group))));
+      return books.template load<uint4>(group, code_of(row, group));
     } else {
       const uint2 low = four_values(row, channel, books);
       const uint2 high = four_values(row, channel + 4, books);
@@ -244,20 +266,15 @@ struct CoupledCodes {
   static __device__ __forceinline__ uint2 four_values(const char* row, int channel,
                                                       const Books& books) {
     const int group = channel / kChannels;
-    if constexpr (kInShared) {
+    if constexpr (kInColumns) {
       const std::uint32_t codes = *reinterpret_cast<const std::uint8_t*>(row + channel / 4);
       const int step = channel / 32 * 2;
       return {look_up(books.shared, codes, 0, step), look_up(books.shared, codes, 4, step + 1)};
     } else if constexpr (kChannels >= 4) {
-      const std::uint16_t* at =
-          centroid(books.global, group, code_of(row, group)) + channel % kChannels;
-      return __ldg(reinterpret_cast<const uint2*>(at));
+      return books.template load<uint2>(group, code_of(row, group), channel % kChannels);
     } else {
-      const auto two = [&](int of) {
-        return __ldg(
-            reinterpret_cast<const std::uint32_t*>(centroid(books.global, of, code_of(row, of))));
-      };
-      return {two(group), two(group + 1)};
+      return {books.template load<std::uint32_t>(group, code_of(row, group)),
+              books.template load<std::uint32_t>(group + 1, code_of(row, group + 1))};
     }
   }
 };

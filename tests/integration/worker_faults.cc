@@ -3,24 +3,19 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <future>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/status_macros.h"
 #include "kvcodec/plan.h"
-#include "model/tokenizer.h"
 
 namespace kvferry::testing {
 namespace {
 
 constexpr int kStreams = 4;
 constexpr int kTokens = 96;
-constexpr int kRandomPromptTokens = 600;
-constexpr char kSmallShape[] = "bench/shapes/small.json";
 // Its logits have a deviation of 1, and attention over random K and V averages rounding out.
 constexpr float kRandomLogitError = 0.01f;
 constexpr absl::Duration kTransferTime = absl::Seconds(1);  // of one prompt
@@ -28,39 +23,23 @@ constexpr absl::Duration kStateLimit = absl::Seconds(60);
 constexpr absl::Duration kAttachLimit = absl::Seconds(60);
 constexpr absl::Duration kFreeLimit = absl::Seconds(10);
 
-// Text that repeats itself: the model goes on with it, sure of most tokens.
-std::string Prompt(int stream) {
-  constexpr const char* kLines[] = {
-      "The ferry leaves the harbour in the early morning, when the fog still lies on the water.",
-      "A bell rings twice, the ropes are taken in, and the gulls follow the ship for a while.",
-      "On the far shore the baker opens his door and looks out for the first passengers.",
-      "They bring newspapers and letters, and in summer a few children with nets and buckets.",
-      "In the evening the last boat returns with its lamps lit, and the harbour falls silent."};
-  std::string text = absl::StrCat("Diary ", stream, ".\n");
-  for (int round = 0; round < 5; ++round) {
-    for (int line = 0; line < 5; ++line) absl::StrAppend(&text, kLines[(line + stream) % 5], "\n");
-  }
-  return text;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WorkerFaults>> WorkerFaults::Start(const FaultDevices& devices) {
   std::unique_ptr<WorkerFaults> faults(new WorkerFaults);
   faults->devices_ = devices;
-  if (!std::filesystem::exists(DemoModelPath())) {
-    faults->random_weights_ = kSmallShape;
-    faults->devices_.logit_error = kRandomLogitError;
-  }
-  KVF_RETURN_IF_ERROR(faults->MakeReferences());
+  const ServedModel served = ChooseServedModel();
+  if (served.random_weights) faults->devices_.logit_error = kRandomLogitError;
+  KVF_RETURN_IF_ERROR(faults->MakeReferences(served));
   const model::ModelConfig& shape = faults->model_->config();
   std::size_t longest = 0;
   for (const auto& prompt : faults->prompts_) longest = std::max(longest, prompt.size());
   const std::size_t bytes = codec::Raw16HandoffBytes(
       static_cast<int>(longest),
       {.layers = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim});
-  ClusterOptions options{
-      .prefill_workers = 2, .decode_workers = 2, .random_weights = faults->random_weights_};
+  ClusterOptions options{.prefill_workers = 2,
+                         .decode_workers = 2,
+                         .random_weights = served.random_weights ? served.path : ""};
   options.set_prefill = {
       absl::StrCat("model.device=", devices.prefill),
       absl::StrCat("transport.rate_limit_bytes_per_s=",
@@ -78,31 +57,11 @@ absl::StatusOr<std::unique_ptr<WorkerFaults>> WorkerFaults::Start(const FaultDev
   return faults;
 }
 
-absl::Status WorkerFaults::MakePrompts() {
-  if (!random_weights_.empty()) {
-    std::mt19937 random(5);
-    std::uniform_int_distribution<std::int32_t> id(0, model_->config().vocabulary - 1);
-    for (int stream = 0; stream < kStreams; ++stream) {
-      std::vector<std::int32_t>& prompt = prompts_.emplace_back(kRandomPromptTokens);
-      for (std::int32_t& token : prompt) token = id(random);
-    }
-    return absl::OkStatus();
-  }
-  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<model::Tokenizer> tokenizer,
-                       model::Tokenizer::Load(DemoModelPath()));
-  for (int stream = 0; stream < kStreams; ++stream) {
-    KVF_ASSIGN_OR_RETURN(prompts_.emplace_back(), tokenizer->Encode(Prompt(stream), true));
-  }
-  return absl::OkStatus();
-}
-
 // Exact attention on CPUs, in this process.
-absl::Status WorkerFaults::MakeReferences() {
-  const bool random = !random_weights_.empty();
+absl::Status WorkerFaults::MakeReferences(const ServedModel& served) {
   KVF_ASSIGN_OR_RETURN(
-      model_, model::Model::Load(
-                  {.path = random ? random_weights_ : DemoModelPath(), .random_weights = random}));
-  KVF_RETURN_IF_ERROR(MakePrompts());
+      model_, model::Model::Load({.path = served.path, .random_weights = served.random_weights}));
+  KVF_ASSIGN_OR_RETURN(prompts_, LongPrompts(served, model_->config().vocabulary, kStreams));
   for (const auto& prompt : prompts_) {
     KVF_ASSIGN_OR_RETURN(references_.emplace_back(), GreedyReference(*model_, prompt, kTokens));
   }

@@ -10,6 +10,7 @@
 #include "model/model.h"
 #include "tests/integration/cluster.h"
 #include "tests/integration/reference.h"
+#include "tests/integration/served_model.h"
 
 namespace kvferry::testing {
 
@@ -48,11 +49,9 @@ class WorkerFaults {
 
  private:
   WorkerFaults() = default;
-  absl::Status MakePrompts();
-  absl::Status MakeReferences();
+  absl::Status MakeReferences(const ServedModel& served);
 
   FaultDevices devices_;
-  std::string random_weights_;  // empty: the demo model
   std::unique_ptr<model::Model> model_;
   std::vector<std::vector<std::int32_t>> prompts_;
   std::vector<Reference> references_;

@@ -6,14 +6,12 @@
 #include <cmath>
 #include <cstdint>
 #include <iostream>
-#include <numeric>
-#include <optional>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "bench/attention_caches.h"
 #include "bench/gpu_graph.h"
 #include "bench/read_stream.h"
 #include "bench/report.h"
@@ -23,23 +21,16 @@
 #include "kernels/cuda/buffer.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stream.h"
-#include "kernels/decode_attention.h"
-#include "kernels/quantize_block.h"
 #include "kvcodec/codec.h"
-#include "kvcodec/half.h"
-#include "kvcodec/plan.h"
 
-// head_dim 128, 32 query heads on 8 KV heads, 4 sinks, a window of 64..127 tokens. Random values,
-// quantized by the production kernel; pages at shuffled places. Every launch of a graph works on
-// another cache, more than three times the L2 in all.
+// On the caches of bench/attention_caches.h. Every launch of a graph works on another one, more
+// than three times the L2 in all.
 namespace kvferry::bench {
 namespace {
 
 using kernels::DeviceBuffer;
 using kernels::Stream;
 
-constexpr int kKvHeads = 8, kQHeads = 32, kHeadDim = 128;
-constexpr codec::WindowSpec kWindow = {.sinks = 4, .recent = 64};
 constexpr int kLaunches = 20;          // of a graph, at least
 constexpr double kCeilingBytes = 2e9;  // that the ceiling reads in a launch, at least
 
@@ -52,20 +43,12 @@ struct Options {
   bool alone = false;
 };
 
-struct Shape {
-  int batch, tokens;
-  std::string name() const {
-    return tokens % 1024 == 0 ? absl::StrCat(batch, " x ", tokens / 1024, "k")
-                              : absl::StrCat(batch, " x ", tokens);
-  }
-};
-
 // What the issue asks for on an H200, as ratio over fp16 and as fraction of the ceiling.
 struct Bar {
   double over_fp16 = 0, of_ceiling = 0;
 };
 struct Measured {
-  Shape shape;
+  CacheShape shape;
   Bar bits2, bits4, k4v2, nf4, cq2c4b;
 };
 const std::vector<Measured> kMeasured = {
@@ -77,166 +60,6 @@ const std::vector<Measured> kMeasured = {
     {{64, 4096}, {4.4, 0}, {}, {}},
     {{1, 8192}, {1.3, 0}, {1.3, 0}, {}},
     {{1, 4096}, {1.0, 0}, {1.0, 0}, {}},
-};
-
-// Halves of a normal distribution, every 16th three times as large.
-std::vector<std::uint16_t> Random(std::size_t count) {
-  std::mt19937 random(3);
-  std::normal_distribution<float> normal;
-  std::vector<std::uint16_t> values(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    values[i] = codec::HalfFromFloat(normal(random) * (i % 16 == 3 ? 3.0f : 1.0f));
-  }
-  return values;
-}
-
-// The compressed caches of one shape and codec, and what attends on them.
-class Caches {
- public:
-  static absl::StatusOr<std::unique_ptr<Caches>> Create(const codec::BlockSpec& spec,
-                                                        const Shape& shape, std::size_t l2_bytes,
-                                                        Stream& stream) {
-    std::unique_ptr<Caches> caches(new Caches(spec, shape));
-    KVF_RETURN_IF_ERROR(caches->Fill(l2_bytes, stream));
-    return caches;
-  }
-
-  int copies() const { return copies_; }
-  int pages() const { return plan_.blocks * shape_.batch; }
-  // What one call reads of blocks; sinks and windows are not counted.
-  double block_bytes() const { return static_cast<double>(pages()) * page_bytes_; }
-  const std::byte* const* table(int copy) const {
-    return table_.as<const std::byte*>() + static_cast<std::size_t>(pages()) * copy;
-  }
-
-  // early: as a decode worker does, before the kernel ahead has ended.
-  absl::Status Launch(int copy, bool early, Stream& stream) {
-    kernels::AttentionLayer layer;
-    layer.sequences = sequences_.as<kernels::AttentionSequence>();
-    layer.pages = table(copy);
-    layer.pages_settled = early;
-    layer.window_offset = static_cast<std::int64_t>(copy) * shape_.batch * WindowValues();
-    layer.q = q_.as<std::uint16_t>();
-    layer.out = out_.as<std::uint16_t>();
-    return attention_->Launch(layer, stream);
-  }
-
- private:
-  Caches(const codec::BlockSpec& spec, const Shape& shape)
-      : spec_(spec),
-        shape_(shape),
-        plan_(codec::PlanBlocks(shape.tokens, kWindow)),
-        page_bytes_(codec::PageBytes(spec, kKvHeads)) {}
-
-  static std::int64_t WindowValues() {
-    return std::int64_t{2} * kKvHeads * codec::WindowCapacity(kWindow) * kHeadDim;
-  }
-  template <class T>
-  static absl::StatusOr<DeviceBuffer> Upload(const std::vector<T>& values, Stream& stream) {
-    KVF_ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::Allocate(values.size() * sizeof(T)));
-    KVF_RETURN_IF_ERROR(
-        kernels::CopyAsync(buffer.data(), values.data(), values.size() * sizeof(T), stream));
-    KVF_RETURN_IF_ERROR(stream.Synchronize());
-    return buffer;
-  }
-
-  // 64 different pages.
-  absl::StatusOr<DeviceBuffer> QuantizeSome(Stream& stream) {
-    constexpr int kPages = 64, kTokens = kPages * codec::kBlockTokens;
-    KVF_ASSIGN_OR_RETURN(const DeviceBuffer kv,
-                         Upload(Random(std::size_t{2} * kKvHeads * kTokens * kHeadDim), stream));
-    KVF_ASSIGN_OR_RETURN(DeviceBuffer pages, DeviceBuffer::Allocate(page_bytes_ * kPages));
-    std::vector<kernels::QuantizeItem> items;
-    for (int i = 0; i < kPages; ++i) {
-      items.push_back({.k = kv.as<std::uint16_t>(),
-                       .v = kv.as<std::uint16_t>() + std::int64_t{kKvHeads} * kTokens * kHeadDim,
-                       .page = pages.data() + page_bytes_ * i,
-                       .head_stride = std::int64_t{kTokens} * kHeadDim,
-                       .token_stride = kHeadDim,
-                       .token = kWindow.sinks + i * codec::kBlockTokens,
-                       .first_row = i * codec::kBlockTokens,
-                       .k_bits = static_cast<std::uint8_t>(spec_.k_bits),
-                       .v_bits = static_cast<std::uint8_t>(spec_.v_bits)});
-    }
-    KVF_ASSIGN_OR_RETURN(const DeviceBuffer list, Upload(items, stream));
-    KVF_ASSIGN_OR_RETURN(const DeviceBuffer fault,
-                         Upload(std::vector<std::uint64_t>{kernels::kNoFault}, stream));
-    kernels::QuantizeParams params;
-    params.items = list.as<kernels::QuantizeItem>();
-    params.max_items = kPages;
-    params.kv_heads = kKvHeads;
-    params.head_dim = kHeadDim;
-    params.kind = spec_.kind;
-    params.table = spec_.table;
-    KVF_ASSIGN_OR_RETURN(params.coupled, kernels::CoupledOf(spec_, 0, kKvHeads));
-    params.k_group_tokens = spec_.k_group_tokens;
-    params.v_group_channels = spec_.v_group_channels;
-    params.first_fault = fault.as<std::uint64_t>();
-    KVF_RETURN_IF_ERROR(kernels::LaunchQuantizeBlock(params, stream));
-    KVF_RETURN_IF_ERROR(stream.Synchronize());
-    return pages;
-  }
-
-  absl::Status Fill(std::size_t l2_bytes, Stream& stream) {
-    copies_ = 1 + static_cast<int>(3.2 * static_cast<double>(l2_bytes) / block_bytes());
-    const std::size_t pool_bytes = page_bytes_ * pages() * copies_;
-    KVF_ASSIGN_OR_RETURN(pool_, DeviceBuffer::Allocate(pool_bytes));
-    KVF_ASSIGN_OR_RETURN(const DeviceBuffer some, QuantizeSome(stream));
-    for (std::size_t at = 0; at < pool_bytes; at += some.bytes()) {
-      KVF_RETURN_IF_ERROR(kernels::CopyAsync(pool_.data() + at, some.data(),
-                                             std::min(some.bytes(), pool_bytes - at), stream));
-    }
-    std::vector<std::uint32_t> place(static_cast<std::size_t>(pages()) * copies_);
-    std::iota(place.begin(), place.end(), 0u);
-    std::shuffle(place.begin(), place.end(), std::mt19937(5));
-    std::vector<const std::byte*> table;
-    for (const std::uint32_t at : place) table.push_back(pool_.data() + page_bytes_ * at);
-    KVF_ASSIGN_OR_RETURN(table_, Upload(table, stream));
-
-    const std::size_t sinks = std::size_t{2} * kKvHeads * kWindow.sinks * kHeadDim;
-    KVF_ASSIGN_OR_RETURN(sinks_, Upload(Random(sinks * shape_.batch), stream));
-    const std::vector<std::uint16_t> window = Random(WindowValues() * shape_.batch);
-    KVF_ASSIGN_OR_RETURN(windows_, DeviceBuffer::Allocate(window.size() * 2 * copies_));
-    for (int i = 0; i < copies_; ++i) {
-      KVF_RETURN_IF_ERROR(kernels::CopyAsync(windows_.data() + window.size() * 2 * i, window.data(),
-                                             window.size() * 2, stream));
-    }
-    std::vector<kernels::AttentionSequence> sequences;
-    std::vector<kernels::AttentionLength> lengths;
-    for (int i = 0; i < shape_.batch; ++i) {
-      sequences.push_back({.sinks = sinks_.as<std::uint16_t>() + sinks * i,
-                           .window = windows_.as<std::uint16_t>() + WindowValues() * i,
-                           .sink_tokens = plan_.sinks,
-                           .window_begin = i % codec::WindowCapacity(kWindow),
-                           .window_tokens = plan_.window_tokens(),
-                           .first_page = plan_.blocks * i});
-      lengths.push_back({.blocks = plan_.blocks,
-                         .raw_tokens = plan_.sinks + plan_.window_tokens(),
-                         .page_begin = plan_.blocks * i});
-    }
-    KVF_ASSIGN_OR_RETURN(sequences_, Upload(sequences, stream));
-    const std::size_t rows = static_cast<std::size_t>(shape_.batch) * kQHeads * kHeadDim;
-    KVF_ASSIGN_OR_RETURN(q_, Upload(Random(rows), stream));
-    KVF_ASSIGN_OR_RETURN(out_, DeviceBuffer::Allocate(rows * 2));
-    KVF_ASSIGN_OR_RETURN(attention_, kernels::DecodeAttention::Create(
-                                         {.spec = spec_,
-                                          .q_heads = kQHeads,
-                                          .kv_heads = kKvHeads,
-                                          .scale = 1.0f / std::sqrt(static_cast<float>(kHeadDim)),
-                                          .sink_capacity = kWindow.sinks,
-                                          .window_capacity = codec::WindowCapacity(kWindow),
-                                          .max_sequences = shape_.batch}));
-    KVF_RETURN_IF_ERROR(attention_->Plan(lengths, stream));
-    return stream.Synchronize();
-  }
-
-  const codec::BlockSpec spec_;
-  const Shape shape_;
-  const codec::BlockPlan plan_;
-  const std::size_t page_bytes_;
-  int copies_ = 0;
-  DeviceBuffer pool_, table_, sinks_, windows_, sequences_, q_, out_;
-  std::unique_ptr<kernels::DecodeAttention> attention_;
 };
 
 class Bench {
@@ -262,7 +85,7 @@ class Bench {
   };
 
   // Those kernels of LibTorch that take the shape.
-  absl::StatusOr<std::vector<Fp16>> Baselines(const Shape& shape, TorchAttention& torch,
+  absl::StatusOr<std::vector<Fp16>> Baselines(const CacheShape& shape, TorchAttention& torch,
                                               int copies) {
     std::vector<Fp16> graphs;
     for (const auto& [name, kernel] : {std::pair{"FLASH", TorchAttention::Kernel::kFlash},
@@ -312,12 +135,12 @@ class Bench {
     for (int i = 0; i < kHeadDim / 2; ++i) {
       frequencies.push_back(std::pow(500000.0f, -2.0f * static_cast<float>(i) / kHeadDim));
     }
-    return codec::Codebooks::Create(shape, frequencies, Random(shape.values()), "{}");
+    return codec::Codebooks::Create(shape, frequencies, RandomHalves(shape.values()), "{}");
   }
   static int Launches(int copies) { return std::max(kLaunches, copies); }
 
   absl::Status RunShape(const Measured& measured, Report& report) {
-    const Shape& shape = measured.shape;
+    const CacheShape& shape = measured.shape;
     const double fp16_bytes =
         static_cast<double>(shape.batch) * codec::Raw16Bytes(shape.tokens, kKvHeads, kHeadDim);
     const int copies =
@@ -356,8 +179,8 @@ class Bench {
                                                 codec.name) == options_.codecs.end())
         continue;
       const codec::BlockSpec& spec = codec.spec;
-      KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches,
-                           Caches::Create(spec, shape, device_.l2_bytes, stream_));
+      KVF_ASSIGN_OR_RETURN(const std::unique_ptr<AttentionCaches> caches,
+                           AttentionCaches::Create(spec, shape, device_.l2_bytes, stream_));
       const int launches = Launches(caches->copies());
       const auto capture = [&](bool early) {
         return Graph::Capture(caches->block_bytes() * launches, stream_, [&]() -> absl::Status {

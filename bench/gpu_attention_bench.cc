@@ -34,6 +34,8 @@ using kernels::Stream;
 constexpr int kLaunches = 20;          // of a graph, at least
 constexpr double kCeilingBytes = 2e9;  // that the ceiling reads in a launch, at least
 
+constexpr char kProfile[] = "kvtuner:c3";  // of 3 bits in the mean, without scales
+
 constexpr absl::Duration kRest = absl::Milliseconds(300);
 
 struct Options {
@@ -49,10 +51,10 @@ struct Bar {
 };
 struct Measured {
   CacheShape shape;
-  Bar bits2, bits4, k4v2, nf4, cq2c4b;
+  Bar bits2, bits4, k4v2, nf4, cq2c4b, profile;
 };
 const std::vector<Measured> kMeasured = {
-    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}, {2.5, 0}, {1.5, 0}},
+    {{8, 32768}, {5.3, 0.80}, {3.2, 0.88}, {4.0, 0}, {2.5, 0}, {1.5, 0}, {3.5, 0}},
     {{64, 32768}, {0, 0.84}, {0, 0.95}, {}},
     {{1, 32768}, {3.4, 0}, {}, {}},
     {{1, 131072}, {4.7, 0}, {3.1, 0}, {}},
@@ -111,6 +113,15 @@ class Bench {
     }
     if (graphs.empty()) return absl::UnavailableError("LibTorch has no fp16 attention here");
     return graphs;
+  }
+  absl::StatusOr<Graph> CaptureOurs(AttentionCaches& caches, bool early) {
+    const int launches = Launches(caches.copies());
+    return Graph::Capture(caches.block_bytes() * launches, stream_, [&]() -> absl::Status {
+      for (int i = 0; i < launches; ++i) {
+        KVF_RETURN_IF_ERROR(caches.Launch(i % caches.copies(), early, stream_));
+      }
+      return absl::OkStatus();
+    });
   }
   static codec::BlockSpec ScalarSpec(int k_bits, int v_bits) {
     return {.kind = codec::BlockKind::kScalar,
@@ -175,23 +186,13 @@ class Bench {
         {"FP8", {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim}, {}},
         {"INT8", {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim}, {}}};
     for (const auto& codec : codecs) {
-      if (!options_.codecs.empty() && std::find(options_.codecs.begin(), options_.codecs.end(),
-                                                codec.name) == options_.codecs.end())
-        continue;
+      if (!Wanted(codec.name)) continue;
       const codec::BlockSpec& spec = codec.spec;
       KVF_ASSIGN_OR_RETURN(const std::unique_ptr<AttentionCaches> caches,
                            AttentionCaches::Create(spec, shape, device_.l2_bytes, stream_));
       const int launches = Launches(caches->copies());
-      const auto capture = [&](bool early) {
-        return Graph::Capture(caches->block_bytes() * launches, stream_, [&]() -> absl::Status {
-          for (int i = 0; i < launches; ++i) {
-            KVF_RETURN_IF_ERROR(caches->Launch(i % caches->copies(), early, stream_));
-          }
-          return absl::OkStatus();
-        });
-      };
-      KVF_ASSIGN_OR_RETURN(Graph ours, capture(false));
-      KVF_ASSIGN_OR_RETURN(Graph early, capture(true));
+      KVF_ASSIGN_OR_RETURN(Graph ours, CaptureOurs(*caches, false));
+      KVF_ASSIGN_OR_RETURN(Graph early, CaptureOurs(*caches, true));
       const double cache_bytes = caches->block_bytes() * caches->copies();
       const int rounds = static_cast<int>(std::ceil(kCeilingBytes / cache_bytes));
       KVF_ASSIGN_OR_RETURN(Graph ceiling, Graph::Capture(cache_bytes * rounds, stream_, [&] {
@@ -213,7 +214,92 @@ class Bench {
           ghz, report);
       if (options_.alone) KVF_RETURN_IF_ERROR(RunAlone(what, early, ceiling, launches, report));
     }
+    if (measured.profile.over_fp16 == 0 || !Wanted(kProfile)) return absl::OkStatus();
+    return RunProfile(measured, *torch, copies, report);
+  }
+
+  bool Wanted(const std::string& codec) const {
+    return options_.codecs.empty() || std::find(options_.codecs.begin(), options_.codecs.end(),
+                                                codec) != options_.codecs.end();
+  }
+
+  // Blocks of one pair of bits, and the layers of a profile that have them.
+  struct Pair {
+    codec::BlockSpec spec;
+    int layers = 0;
+    std::unique_ptr<AttentionCaches> caches;
+    std::vector<Graph> graphs;  // plain, and launched early
+    int launches() const { return Launches(caches->copies()); }
+  };
+
+  absl::StatusOr<std::vector<Pair>> PairsOf(const codec::Codec& codec, const CacheShape& shape) {
+    std::vector<Pair> pairs;
+    for (int layer = 0; layer < codec.model_layers; ++layer) {
+      KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, kHeadDim));
+      auto pair = std::find_if(pairs.begin(), pairs.end(), [&](const Pair& known) {
+        return known.spec.k_bits == spec.k_bits && known.spec.v_bits == spec.v_bits;
+      });
+      if (pair == pairs.end()) pair = pairs.insert(pair, Pair{.spec = spec});
+      ++pair->layers;
+    }
+    for (Pair& pair : pairs) {
+      KVF_ASSIGN_OR_RETURN(pair.caches,
+                           AttentionCaches::Create(pair.spec, shape, device_.l2_bytes, stream_));
+      for (const bool early : {false, true}) {
+        KVF_ASSIGN_OR_RETURN(Graph graph, CaptureOurs(*pair.caches, early));
+        pair.graphs.push_back(std::move(graph));
+      }
+    }
+    return pairs;
+  }
+
+  // A model's layers differ in bits: the time of all its layers, against as many of the best fp16.
+  absl::Status RunProfile(const Measured& measured, TorchAttention& torch, int copies,
+                          Report& report) {
+    KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(kProfile));
+    KVF_ASSIGN_OR_RETURN(std::vector<Pair> pairs, PairsOf(codec, measured.shape));
+    KVF_ASSIGN_OR_RETURN(std::vector<Fp16> fp16, Baselines(measured.shape, torch, copies));
+    std::vector<Graph*> graphs;
+    for (Fp16& baseline : fp16) graphs.push_back(&baseline.graph);
+    for (Pair& pair : pairs) {
+      for (Graph& graph : pair.graphs) graphs.push_back(&graph);
+    }
+    KVF_ASSIGN_OR_RETURN(SmClock clock, SmClock::Create());
+    KVF_RETURN_IF_ERROR(clock.Start(stream_));
+    KVF_RETURN_IF_ERROR(Interleave(stream_, options_.replays, graphs));
+    KVF_ASSIGN_OR_RETURN(const double ghz, clock.Stop(stream_));
+    for (const bool early : {false, true}) {
+      AddProfile(measured, codec, pairs, early, fp16, Launches(copies), ghz, report);
+    }
     return absl::OkStatus();
+  }
+
+  void AddProfile(const Measured& measured, const codec::Codec& codec,
+                  const std::vector<Pair>& pairs, bool early, const std::vector<Fp16>& fp16,
+                  int fp16_launches, double ghz, Report& report) {
+    double code_bits = 0;
+    nlohmann::json us = {{"p10", 0.0}, {"median", 0.0}, {"p90", 0.0}};  // of a layer, in the mean
+    nlohmann::json details = {
+        {"gpu", device_.name},          {"profile", codec.name},
+        {"layers", codec.model_layers}, {"bits_per_value", codec.BitsPerValue(kHeadDim)},
+        {"sm_clock_ghz", ghz},          {"runs", options_.replays}};
+    for (const Pair& pair : pairs) {
+      const double share = static_cast<double>(pair.layers) / codec.model_layers;
+      const nlohmann::json of_pair = Microseconds(pair.graphs[early ? 1 : 0], pair.launches());
+      for (auto& [quantile, sum] : us.items()) {
+        sum = sum.get<double>() + share * of_pair[quantile].get<double>();
+      }
+      code_bits += share * (pair.spec.k_bits + pair.spec.v_bits) / 2;
+      details["pairs"][absl::StrCat("K", pair.spec.k_bits, "V", pair.spec.v_bits)] = {
+          {"layers", pair.layers}, {"us", of_pair}};
+    }
+    const BestFp16 best = Best(fp16, fp16_launches, details);
+    const double mean_us = us["median"];
+    details["us"] = us;
+    report.AddRatio(absl::StrCat("kvtuner profile of mean ", code_bits, " bits (", codec.name,
+                                 "), ", measured.shape.name(), early ? ", launched early" : ""),
+                    best.us / mean_us, absl::StrCat("best fp16 (", best.kernel, ")"),
+                    AtLeast(measured.profile.over_fp16), details);
   }
 
   // Each by itself on a GPU that has rested: what the power that the others draw takes away.
@@ -246,6 +332,23 @@ class Bench {
     return {{"p10", us(rate.p90)}, {"median", us(rate.median)}, {"p90", us(rate.p10)}};
   }
 
+  static std::string AtLeast(double bar) { return bar == 0 ? "-" : absl::StrCat(">= ", bar); }
+
+  struct BestFp16 {
+    std::string kernel;
+    double us = 0;  // of a call
+  };
+  // All of them go to `details`.
+  static BestFp16 Best(const std::vector<Fp16>& fp16, int launches, nlohmann::json& details) {
+    BestFp16 best;
+    for (const Fp16& baseline : fp16) {
+      const nlohmann::json us = Microseconds(baseline.graph, launches);
+      details[baseline.kernel + "_us"] = us;
+      if (best.kernel.empty() || us["median"] < best.us) best = {baseline.kernel, us["median"]};
+    }
+    return best;
+  }
+
   void Add(const std::string& what, const Bar& bar, const Graph& ours, const Graph& ceiling,
            const std::vector<Fp16>& fp16, int launches, int fp16_launches, double ghz,
            Report& report) {
@@ -256,20 +359,11 @@ class Bench {
                               {"read_only_gb_per_s", ceiling.rate().median / 1e9},
                               {"sm_clock_ghz", ghz},
                               {"runs", options_.replays}};
-    const Fp16* best = nullptr;
-    double best_us = 0;
-    for (const Fp16& baseline : fp16) {
-      const double time = baseline.graph.bytes() / baseline.graph.rate().median / fp16_launches;
-      details[baseline.kernel + "_us"] = Microseconds(baseline.graph, fp16_launches);
-      if (best == nullptr || time < best_us) best = &baseline, best_us = time;
-    }
-    const auto at_least = [](double x) {
-      return x == 0 ? std::string("-") : absl::StrCat(">= ", x);
-    };
-    report.AddRatio(what, best_us / us, absl::StrCat("best fp16 (", best->kernel, ")"),
-                    at_least(bar.over_fp16), details);
+    const BestFp16 best = Best(fp16, fp16_launches, details);
+    report.AddRatio(what, best.us / us, absl::StrCat("best fp16 (", best.kernel, ")"),
+                    AtLeast(bar.over_fp16), details);
     report.AddRatio(what + ", bytes per second", ours.rate().median / ceiling.rate().median,
-                    "reading the same blocks", at_least(bar.of_ceiling), std::move(details));
+                    "reading the same blocks", AtLeast(bar.of_ceiling), std::move(details));
   }
 
   Options options_;
@@ -298,7 +392,7 @@ int main(int argc, char** argv) {
   kvferry::bench::Options options;
   app.add_option("--replays", options.replays, "Samples per row");
   app.add_option("--only", options.only, "One shape, such as '8 x 32k'");
-  app.add_option("--codecs", options.codecs, "Codecs, such as K2V2,NF4")->delimiter(',');
+  app.add_option("--codecs", options.codecs, "Codecs, such as K2V2,NF4,kvtuner:c3")->delimiter(',');
   app.add_flag("--alone", options.alone, "Also measure each kernel by itself");
   app.add_option("--out", options.out, "JSON file to write");
   CLI11_PARSE(app, argc, argv);

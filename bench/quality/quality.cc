@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
@@ -124,7 +125,53 @@ absl::StatusOr<QualityResult> SumUp(const StateFile& state, std::span<const code
   return result;
 }
 
+// What a run is about, when the state has all of its part.
+struct Measured {
+  std::vector<codec::Codec> codecs;  // of all parts
+  std::vector<SkippedCodec> skipped;
+  std::vector<Passage> passages;
+  std::unique_ptr<StateFile> state;
+};
+
+absl::StatusOr<Measured> MeasurePart(const QualityOptions& options, const Part& part,
+                                     Device& device, const Text& text, Measure::Progress progress) {
+  if (options.batch < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("batch is ", options.batch, ", must be >= 1"));
+  }
+  Measured run;
+  KVF_ASSIGN_OR_RETURN(run.codecs, WithBaseline(options.codecs));
+  KVF_ASSIGN_OR_RETURN(run.skipped, SkipUnsupported(device, run.codecs));
+  KVF_ASSIGN_OR_RETURN(const Measure measure,
+                       Measure::Create(device, options.measure, std::move(progress)));
+  KVF_ASSIGN_OR_RETURN(run.passages,
+                       SpreadPassages(text.tokens, measure.passage_tokens(), options.passages));
+  KVF_ASSIGN_OR_RETURN(run.state,
+                       StateFile::Open(options.state, DescribeRun(options, device, text)));
+  std::vector<codec::Codec> mine;
+  for (std::size_t i = 0; i < run.codecs.size(); ++i) {
+    if (part.Has(i)) mine.push_back(run.codecs[i]);
+  }
+  for (std::size_t at = 0; at < run.passages.size(); at += options.batch) {
+    const std::size_t count = std::min<std::size_t>(options.batch, run.passages.size() - at);
+    KVF_RETURN_IF_ERROR(
+        MeasureGroup(measure, mine, std::span(run.passages).subspan(at, count), *run.state));
+  }
+  return run;
+}
+
 }  // namespace
+
+absl::StatusOr<Part> ParsePart(std::string_view text) {
+  const std::pair<absl::string_view, absl::string_view> sides =
+      absl::StrSplit(ToAbsl(text), absl::MaxSplits('/', 1));
+  Part part;
+  if (!absl::SimpleAtoi(sides.first, &part.index) || !absl::SimpleAtoi(sides.second, &part.count) ||
+      part.index < 0 || part.index >= part.count) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "part is \"", ToAbsl(text), "\"; a number and how many there are, as 0/5 .. 4/5"));
+  }
+  return part;
+}
 
 absl::StatusOr<std::vector<codec::Codec>> ParseCodecs(std::string_view list) {
   std::vector<std::string> names;
@@ -157,24 +204,16 @@ std::vector<codec::Codec> SanityCodecs() {
 
 absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, Device& device,
                                          const Text& text, Measure::Progress progress) {
-  if (options.batch < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("batch is ", options.batch, ", must be >= 1"));
-  }
-  QualityResult result{.device = device.name(), .geometry = device.geometry()};
-  KVF_ASSIGN_OR_RETURN(std::vector<codec::Codec> codecs, WithBaseline(options.codecs));
-  KVF_ASSIGN_OR_RETURN(result.skipped, SkipUnsupported(device, codecs));
-  KVF_ASSIGN_OR_RETURN(const Measure measure,
-                       Measure::Create(device, options.measure, std::move(progress)));
-  KVF_ASSIGN_OR_RETURN(const std::vector<Passage> passages,
-                       SpreadPassages(text.tokens, measure.passage_tokens(), options.passages));
-  KVF_ASSIGN_OR_RETURN(const auto state,
-                       StateFile::Open(options.state, DescribeRun(options, device, text)));
-  for (std::size_t at = 0; at < passages.size(); at += options.batch) {
-    const std::size_t count = std::min<std::size_t>(options.batch, passages.size() - at);
-    KVF_RETURN_IF_ERROR(
-        MeasureGroup(measure, codecs, std::span(passages).subspan(at, count), *state));
-  }
-  return SumUp(*state, codecs, passages, options, std::move(result));
+  KVF_ASSIGN_OR_RETURN(Measured run,
+                       MeasurePart(options, Part(), device, text, std::move(progress)));
+  return SumUp(
+      *run.state, run.codecs, run.passages, options,
+      {.device = device.name(), .geometry = device.geometry(), .skipped = std::move(run.skipped)});
+}
+
+absl::Status MeasureQualityPart(const QualityOptions& options, const Part& part, Device& device,
+                                const Text& text, Measure::Progress progress) {
+  return MeasurePart(options, part, device, text, std::move(progress)).status();
 }
 
 }  // namespace kvferry::bench

@@ -36,6 +36,17 @@ struct QualityOptions {
   std::uint64_t seed = 1;
 };
 
+// Every `count`th row from the `index`th on: what one of several processes measures.
+struct Part {
+  int index = 0;
+  int count = 1;
+  bool Has(std::size_t row) const {
+    return row % static_cast<std::size_t>(count) == static_cast<std::size_t>(index);
+  }
+};
+// "2/5": index and count. kInvalidArgument: anything else.
+absl::StatusOr<Part> ParsePart(std::string_view text);
+
 // A codec that was asked for and that the device does not have.
 struct SkippedCodec {
   std::string codec, why;
@@ -60,5 +71,9 @@ std::vector<codec::Codec> SanityCodecs();
 // Measures what the state file does not have yet and sums up. `progress` is for people.
 absl::StatusOr<QualityResult> RunQuality(const QualityOptions& options, Device& device,
                                          const Text& text, Measure::Progress progress);
+// Measures as much of it as is in `part`, into the state file alone. The lines of the parts' files,
+// one after the other, are the state of the whole.
+absl::Status MeasureQualityPart(const QualityOptions& options, const Part& part, Device& device,
+                                const Text& text, Measure::Progress progress);
 
 }  // namespace kvferry::bench

@@ -27,7 +27,7 @@ namespace kvferry::bench {
 namespace {
 
 struct Flags {
-  std::string model, codecs, out, device = "cpu", compute = "fp32";
+  std::string model, codecs, part, out, device = "cpu", compute = "fp32";
   std::vector<std::string> text, report, codebooks;
   bool sanity = false;
   int threads = 0, passkeys = 0;
@@ -95,6 +95,9 @@ void AddFlags(CLI::App& app, Flags& flags) {
   app.add_option("--state", flags.options.state,
                  "what is measured goes here, and is not measured again")
       ->capture_default_str();
+  app.add_option("--part", flags.part,
+                 "I/N: measure only every Nth row from the Ith on, counted from 0, into --state, "
+                 "and say nothing: for N processes with a --state each. No --passkeys");
   app.add_option("--out", flags.out, "also write the JSON to this file");
   app.footer(R"(Examples:
   kvferry bench quality --model SmolLM2-135M-Instruct.Q4_1.gguf --text wiki.test.raw
@@ -207,25 +210,42 @@ absl::StatusOr<std::string> MeasureCodecs(const Bench& bench, nlohmann::json& re
   return text + "\n" + FormatPasskeys(passkeys);
 }
 
-absl::StatusOr<std::string> MeasureReport(const Bench& bench, nlohmann::json& report) {
-  const QualityOptions& options = bench.flags.options;
-  std::vector<std::string> groups = bench.flags.report;
+ReportOptions OptionsOfReport(const Flags& flags) {
+  std::vector<std::string> groups = flags.report;
   if (groups == std::vector<std::string>{"all"}) groups.clear();
+  return {.state = flags.options.state,
+          .groups = groups,
+          .measure = flags.options.measure,
+          .passages = flags.options.passages,
+          .seed = flags.options.seed};
+}
+
+absl::StatusOr<std::string> MeasureReport(const Bench& bench, nlohmann::json& report) {
   KVF_ASSIGN_OR_RETURN(const auto backend,
                        codec::CreateCpuBackend({.threads = Threads(bench.flags)}));
-  KVF_ASSIGN_OR_RETURN(const ReportResult result,
-                       RunReport({.state = options.state,
-                                  .groups = groups,
-                                  .measure = options.measure,
-                                  .passages = options.passages,
-                                  .seed = options.seed},
-                                 bench.device, *backend, bench.text, bench.progress));
+  KVF_ASSIGN_OR_RETURN(
+      const ReportResult result,
+      RunReport(OptionsOfReport(bench.flags), bench.device, *backend, bench.text, bench.progress));
   report["device"] = bench.device.name();
   report["report"] = ToJson(result);
   return FormatReport(result);
 }
 
+absl::Status MeasurePart(const Bench& bench, const Part& part) {
+  const Flags& flags = bench.flags;
+  if (flags.report.empty()) {
+    return MeasureQualityPart(flags.options, part, bench.device, bench.text, bench.progress);
+  }
+  KVF_ASSIGN_OR_RETURN(const auto backend, codec::CreateCpuBackend({.threads = Threads(flags)}));
+  return MeasureReportPart(OptionsOfReport(flags), part, bench.device, *backend, bench.text,
+                           bench.progress);
+}
+
 absl::Status Run(Flags& flags, nlohmann::json report) {
+  Part part;
+  if (!flags.part.empty()) {
+    KVF_ASSIGN_OR_RETURN(part, ParsePart(flags.part));
+  }
   KVF_ASSIGN_OR_RETURN(flags.options.codecs, Codecs(flags));
   KVF_ASSIGN_OR_RETURN(const auto tokenizer, model::Tokenizer::Load(flags.model));
   KVF_ASSIGN_OR_RETURN(const Text text, ReadText(flags.text, *tokenizer));
@@ -241,6 +261,11 @@ absl::Status Run(Flags& flags, nlohmann::json report) {
   };
   report["setup"] = Setup(flags, device->geometry(), text);
   const Bench bench = {flags, *tokenizer, text, *device, progress};
+  if (!flags.part.empty()) {
+    const absl::Status measured = MeasurePart(bench, part);
+    line.End();
+    return measured;
+  }
   KVF_ASSIGN_OR_RETURN(const std::string found, flags.report.empty()
                                                     ? MeasureCodecs(bench, report)
                                                     : MeasureReport(bench, report));

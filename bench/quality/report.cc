@@ -1,5 +1,6 @@
 #include "bench/quality/report.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -51,6 +52,34 @@ absl::Status RunPassage(std::span<const SimulatedCodec> codecs, const Passage& p
   return absl::OkStatus();
 }
 
+// What a report is measured with.
+struct ReportRun {
+  static absl::StatusOr<ReportRun> Prepare(const ReportOptions& options, Device& device,
+                                           const codec::Backend& backend, const Text& text,
+                                           const Measure::Progress& progress) {
+    const codec::CacheGeometry geometry = device.geometry();
+    ReportRun run;
+    KVF_ASSIGN_OR_RETURN(run.codecs,
+                         ReportRows(options.groups, geometry.layers, geometry.kv_heads));
+    MeasureOptions sizes = options.measure;
+    sizes.greedy_tokens = sizes.probe_tokens = 0;
+    KVF_ASSIGN_OR_RETURN(Measure measure, Measure::Create(device, sizes, progress));
+    run.measure = std::make_unique<Measure>(std::move(measure));
+    KVF_ASSIGN_OR_RETURN(
+        run.passages, SpreadPassages(text.tokens, run.measure->passage_tokens(), options.passages));
+    KVF_ASSIGN_OR_RETURN(run.state,
+                         StateFile::Open(options.state, DescribeRun(options, device, text)));
+    KVF_ASSIGN_OR_RETURN(run.simulation, Simulation::Create(device, backend));
+    return run;
+  }
+
+  std::vector<SimulatedCodec> codecs;  // all rows
+  std::vector<Passage> passages;
+  std::unique_ptr<Measure> measure;
+  std::unique_ptr<StateFile> state;
+  std::unique_ptr<Simulation> simulation;
+};
+
 absl::StatusOr<ReportRow> SumUp(const SimulatedCodec& codec, std::span<const Passage> passages,
                                 const StateFile& state, const ReportOptions& options,
                                 const codec::CacheGeometry& geometry) {
@@ -86,31 +115,44 @@ nlohmann::json ToJson(const Correlation& correlation) {
 absl::StatusOr<ReportResult> RunReport(const ReportOptions& options, Device& device,
                                        const codec::Backend& backend, const Text& text,
                                        const Measure::Progress& progress) {
-  const codec::CacheGeometry geometry = device.geometry();
-  KVF_ASSIGN_OR_RETURN(const std::vector<SimulatedCodec> codecs,
-                       ReportRows(options.groups, geometry.layers, geometry.kv_heads));
-  MeasureOptions sizes = options.measure;
-  sizes.greedy_tokens = sizes.probe_tokens = 0;
-  KVF_ASSIGN_OR_RETURN(const Measure measure, Measure::Create(device, sizes, progress));
-  KVF_ASSIGN_OR_RETURN(const std::vector<Passage> passages,
-                       SpreadPassages(text.tokens, measure.passage_tokens(), options.passages));
-  KVF_ASSIGN_OR_RETURN(const auto state,
-                       StateFile::Open(options.state, DescribeRun(options, device, text)));
-  KVF_ASSIGN_OR_RETURN(const auto simulation, Simulation::Create(device, backend));
+  KVF_ASSIGN_OR_RETURN(const ReportRun run,
+                       ReportRun::Prepare(options, device, backend, text, progress));
   KVF_ASSIGN_OR_RETURN(const auto correlations, Correlations::Create(device));
-  for (const Passage& passage : passages) {
-    KVF_ASSIGN_OR_RETURN(const ExactPassage exact, measure.RunExact(passage));
+  for (const Passage& passage : run.passages) {
+    KVF_ASSIGN_OR_RETURN(const ExactPassage exact, run.measure->RunExact(passage));
     KVF_RETURN_IF_ERROR(device.WaitForPrefill());
     KVF_RETURN_IF_ERROR(correlations->Add(exact));
-    KVF_RETURN_IF_ERROR(RunPassage(codecs, passage, exact, *simulation, *state, progress));
+    KVF_RETURN_IF_ERROR(
+        RunPassage(run.codecs, passage, exact, *run.simulation, *run.state, progress));
   }
   ReportResult result{.passages = options.passages};
   KVF_ASSIGN_OR_RETURN(result.correlations, correlations->Layers());
-  for (const SimulatedCodec& codec : codecs) {
+  for (const SimulatedCodec& codec : run.codecs) {
     KVF_ASSIGN_OR_RETURN(result.rows.emplace_back(),
-                         SumUp(codec, passages, *state, options, geometry));
+                         SumUp(codec, run.passages, *run.state, options, device.geometry()));
   }
   return result;
+}
+
+absl::Status MeasureReportPart(const ReportOptions& options, const Part& part, Device& device,
+                               const codec::Backend& backend, const Text& text,
+                               const Measure::Progress& progress) {
+  KVF_ASSIGN_OR_RETURN(const ReportRun run,
+                       ReportRun::Prepare(options, device, backend, text, progress));
+  std::vector<SimulatedCodec> mine;
+  for (std::size_t i = 0; i < run.codecs.size(); ++i) {
+    if (part.Has(i)) mine.push_back(run.codecs[i]);
+  }
+  for (const Passage& passage : run.passages) {
+    const bool all = std::all_of(mine.begin(), mine.end(), [&](const SimulatedCodec& codec) {
+      return run.state->Find(passage.number, Key(codec), HashText(codec)) != nullptr;
+    });
+    if (all) continue;
+    KVF_ASSIGN_OR_RETURN(const ExactPassage exact, run.measure->RunExact(passage));
+    KVF_RETURN_IF_ERROR(device.WaitForPrefill());
+    KVF_RETURN_IF_ERROR(RunPassage(mine, passage, exact, *run.simulation, *run.state, progress));
+  }
+  return absl::OkStatus();
 }
 
 std::string FormatReport(const ReportResult& result) {

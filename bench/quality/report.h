@@ -44,6 +44,11 @@ absl::StatusOr<ReportResult> RunReport(const ReportOptions& options, Device& dev
                                        const codec::Backend& backend, const Text& text,
                                        const Measure::Progress& progress);
 
+// As MeasureQualityPart, of the rows of the report.
+absl::Status MeasureReportPart(const ReportOptions& options, const Part& part, Device& device,
+                               const codec::Backend& backend, const Text& text,
+                               const Measure::Progress& progress);
+
 std::string FormatReport(const ReportResult& result);
 nlohmann::json ToJson(const ReportResult& result);
 

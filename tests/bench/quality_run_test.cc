@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
@@ -215,6 +216,59 @@ TEST_F(QualityRunTest, ARunThatWasStoppedGoesOnAndEndsTheSame) {
     nlohmann::json row = ToJson(resumed->rows[i]);
     row["seconds"] = rows[i]["seconds"];
     EXPECT_EQ(row, rows[i]);
+  }
+}
+
+TEST_F(QualityRunTest, PartsTogetherAreTheWhole) {
+  const auto whole = Run("kivi-4,kivi-2,int8");
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const std::string merged = (folder_ / "merged.jsonl").string();
+  for (const Part& part :
+       {Part{.index = 1, .count = 3}, Part{.index = 0, .count = 3}, Part{.index = 2, .count = 3}}) {
+    options_.state = (folder_ / ("part" + std::to_string(part.index))).string();
+    seen_.clear();
+    const absl::Status measured =
+        MeasureQualityPart(options_, part, *device_, text_,
+                           [this](std::string_view what, int, int) { seen_.emplace_back(what); });
+    ASSERT_TRUE(measured.ok()) << measured;
+    // fp16, kivi-4, kivi-2, int8: the first part has two of them.
+    const auto names = [&](const std::string& codec) {
+      return std::any_of(seen_.begin(), seen_.end(),
+                         [&](const std::string& what) { return what.starts_with(codec + ","); });
+    };
+    EXPECT_EQ(names("fp16"), part.index == 0);
+    EXPECT_EQ(names("kivi-4"), part.index == 1);
+    EXPECT_EQ(names("kivi-2"), part.index == 2);
+    EXPECT_EQ(names("int8"), part.index == 0);
+    std::ifstream lines(options_.state);
+    std::string line;
+    std::getline(lines, line);  // of the run
+    std::ofstream all(merged, std::ios::app);
+    if (part.index == 1) all << line << '\n';
+    while (std::getline(lines, line)) all << line << '\n';
+  }
+  options_.state = merged;
+  seen_.clear();
+  const auto summed = Run("kivi-4,kivi-2,int8");
+  ASSERT_TRUE(summed.ok()) << summed.status();
+  EXPECT_THAT(seen_, ElementsAre()) << "nothing was left to measure";
+  ASSERT_EQ(summed->rows.size(), whole->rows.size());
+  for (std::size_t i = 0; i < whole->rows.size(); ++i) {
+    EXPECT_EQ(summed->rows[i].codec.name, whole->rows[i].codec.name);
+    EXPECT_EQ(summed->rows[i].kl.value, whole->rows[i].kl.value);
+    EXPECT_EQ(summed->rows[i].ratio.high, whole->rows[i].ratio.high);
+    EXPECT_EQ(summed->rows[i].trajectory_kl.value, whole->rows[i].trajectory_kl.value);
+  }
+}
+
+TEST(PartTest, IsANumberOfHowMany) {
+  const auto part = ParsePart("4/5");
+  ASSERT_TRUE(part.ok()) << part.status();
+  EXPECT_TRUE(part->Has(4));
+  EXPECT_TRUE(part->Has(9));
+  EXPECT_FALSE(part->Has(5));
+  for (const char* bad : {"", "1", "5/5", "-1/5", "0/0", "1/2/3", "a/b", "1/"}) {
+    EXPECT_EQ(ParsePart(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }
 

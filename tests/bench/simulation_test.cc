@@ -301,5 +301,32 @@ TEST_F(SimulationTest, TheReportGoesOnAndHasEveryLayer) {
   EXPECT_EQ(ToJson(*again), ToJson(*first));
 }
 
+TEST_F(SimulationTest, PartsOfAReportAreEveryNthRow) {
+  ReportOptions options = {.state = (folder_ / "report.jsonl").string(),
+                           .groups = {"axes"},
+                           .measure = {.prompt_tokens = 200, .decode_tokens = 150},
+                           .passages = 2};
+  int measured = 0;
+  const auto progress = [&](std::string_view what, int, int) {
+    measured += what.find("report") != std::string_view::npos;
+  };
+  for (const int index : {0, 1}) {  // one after the other into one file: nothing is measured twice
+    const absl::Status status = MeasureReportPart(options, {.index = index, .count = 2}, *device_,
+                                                  device_->quantizer(), text_, progress);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(measured, 2 * 3 * (index + 1));
+  }
+  const auto summed = RunReport(options, *device_, device_->quantizer(), text_, progress);
+  ASSERT_TRUE(summed.ok()) << summed.status();
+  options.state = (folder_ / "whole.jsonl").string();
+  const auto whole = RunReport(options, *device_, device_->quantizer(), text_, progress);
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_EQ(summed->rows.size(), 6u);
+  for (std::size_t i = 0; i < summed->rows.size(); ++i) {
+    EXPECT_EQ(summed->rows[i].kl.value, whole->rows[i].kl.value);
+    EXPECT_EQ(summed->rows[i].ratio.value, whole->rows[i].ratio.value);
+  }
+}
+
 }  // namespace
 }  // namespace kvferry::bench

@@ -236,6 +236,7 @@ TEST(BenchCommand, QualityMeasuresAModelAndGoesOnFromItsState) {
   EXPECT_EQ(RunShell(bench + " --codecs zip").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(bench + " --report colours").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(bench + " --device gpu").exit_code, kExitUsage);
+  EXPECT_EQ(RunShell(bench + " --part 2/2").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench quality --no-such-flag").exit_code, kExitUsage);
   EXPECT_EQ(RunShell(Kvferry() + " bench").exit_code, kExitUsage);
 }

@@ -5,12 +5,13 @@
 # CODEBOOKS: files of `kvferry calibrate codebooks`, whose coupled codecs `main` and `python` measure too.
 # JOBS: so many processes share the work of each name, on one GPU too. Each goes on from OUT/NAME.jsonl, and what they have
 # measured is put there when all have ended, or when the next run begins; the last one reads it and writes the JSON.
+# REPORT: groups of the report [all], with commas; REPORT_PASSAGES: of how many passages [4].
 # TEXT: WikiText-2 raw, test. PYTHON_SOURCES: folders of the second domain, here of the standard library.
 # Then copy OUT/quality*.json to bench/results/ and run bench/render_quality.py.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 if [ $# -lt 3 ]; then
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 model=$1 text=$2 out=$3
@@ -98,7 +99,7 @@ for name in "${names[@]}"; do
     main) measure main quality --text "$text" --sanity --passkeys 2 "${codebooks[@]}" ;;
     python) measure python quality_python --text "${sources[@]}" --codecs "$some,nf3,lm3,lm2" "${codebooks[@]}" ;;
     long) measure long quality_long --text "$text" --codecs "$some" --prompt-tokens 4096 --decode-tokens 512 ;;
-    report) measure report quality_report --text "$text" --report all --decode-tokens 512 --passages "${REPORT_PASSAGES:-4}" ;;
+    report) measure report quality_report --text "$text" --report "${REPORT:-all}" --decode-tokens 512 --passages "${REPORT_PASSAGES:-4}" ;;
     *) echo "gpu_quality.sh: no '$name'" >&2; exit 2 ;;
   esac
 done

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcodec/open_codec.h"
@@ -124,7 +125,8 @@ inline std::vector<HandoffCase> HandoffCases(
 
 inline std::string HandoffCaseName(const ::testing::TestParamInfo<HandoffCase>& info) {
   std::string name = info.param.codec;
-  std::replace(name.begin(), name.end(), '-', '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !absl::ascii_isalnum(c); }, '_');
   return name;
 }
 

@@ -19,8 +19,8 @@ constexpr float kExactError = 0.15f, kCodecError = 1.0f;
 constexpr float kRandomExactError = 0.01f, kRandomCodecError = 0.1f;
 constexpr char kTransport[] = "cuda_ipc";
 
-// Of 3 bits, and of 2 bits by a table: attention on GPUs has tables of 4 bits.
-const std::vector<std::string> kWithoutAttention = {"nf3", "lm3", "lm2"};
+// Codes of 3 bits that stand for steps have no attention on GPUs.
+const std::vector<std::string> kWithoutAttention = {"kivi-2-g64:k_bits=3,v_bits=3"};
 
 absl::StatusOr<HandoffDevices> Gpus() {
   KVF_RETURN_IF_ERROR(kernels::GetDevice(0).status());
@@ -33,20 +33,16 @@ absl::StatusOr<HandoffDevices> Gpus() {
 }
 
 // The registry's, with one profile for any model in place of those of single models.
-std::vector<std::string> CodecsWithAttention() {
+std::vector<std::string> Codecs() {
   std::vector<std::string> names = {"kvtuner"};
   for (const codec::Codec& codec : codec::RegisteredCodecs()) {
-    if (absl::StartsWith(codec.name, "kvtuner:")) continue;
-    if (std::find(kWithoutAttention.begin(), kWithoutAttention.end(), codec.name) ==
-        kWithoutAttention.end()) {
-      names.push_back(codec.name);
-    }
+    if (!absl::StartsWith(codec.name, "kvtuner:")) names.push_back(codec.name);
   }
   return names;
 }
 
 INSTANTIATE_TEST_SUITE_P(Gpu, CodecHandoffTest,
-                         ::testing::ValuesIn(HandoffCases(Gpus, CodecsWithAttention(), kTransport)),
+                         ::testing::ValuesIn(HandoffCases(Gpus, Codecs(), kTransport)),
                          HandoffCaseName);
 
 class RefusedCodecTest : public CodecHandoffTest {};

@@ -352,7 +352,7 @@ class Bench {
   void Add(const std::string& what, const Bar& bar, const Graph& ours, const Graph& ceiling,
            const std::vector<Fp16>& fp16, int launches, int fp16_launches, double ghz,
            Report& report) {
-    const double us = ours.bytes() / ours.rate().median / launches;
+    const double us = ours.bytes() / ours.rate().median / launches * 1e6;
     nlohmann::json details = {{"gpu", device_.name},
                               {"us", Microseconds(ours, launches)},
                               {"block_bytes", ours.bytes() / launches},

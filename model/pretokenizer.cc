@@ -1,5 +1,6 @@
 #include "model/pretokenizer.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
@@ -16,8 +17,11 @@ namespace kvferry::model {
 namespace {
 
 // An expression that backtracks its way past these bounds is no pre-tokenizer's: the published ones
-// walk over a megabyte of any one kind of character well inside of them.
-constexpr std::uint32_t kMatchLimit = 50'000'000;
+// walk over a megabyte of any one kind of character well inside of them, and over a short text in
+// proportion. PCRE2 counts the steps of each place that a match may begin at anew, so that with
+// the bound of a long text a short one takes seconds.
+constexpr std::uint64_t kMatchLimit = 50'000'000, kMatchLimitOfEmpty = 100'000,
+                        kMatchLimitPerByte = 1000;
 constexpr std::uint32_t kHeapLimitKib = 256 * 1024;
 constexpr std::size_t kMaxExpressionBytes = 16 * 1024;
 // Machine code keeps its backtracking here; where it does not suffice the interpreter takes over.
@@ -36,6 +40,11 @@ std::string Pcre2Message(int code) {
   std::array<PCRE2_UCHAR, 256> text{};
   pcre2_get_error_message(code, text.data(), text.size());
   return reinterpret_cast<const char*>(text.data());
+}
+
+std::uint32_t MatchLimit(std::size_t bytes) {
+  return static_cast<std::uint32_t>(
+      std::min(kMatchLimit, kMatchLimitOfEmpty + kMatchLimitPerByte * bytes));
 }
 
 // PCRE2's \s also takes U+180E, which has not been white space since Unicode 6.3.
@@ -109,6 +118,7 @@ class Matcher {
                             std::size_t& begin, std::size_t& end) {
     const auto subject = reinterpret_cast<PCRE2_SPTR>(text.data());
     constexpr std::uint32_t kOptions = PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY;
+    pcre2_set_match_limit(context_.get(), MatchLimit(text.size() - from));
     int rc = pcre2_match(code, subject, text.size(), from, kOptions, data_.get(), context_.get());
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT) {
       rc = pcre2_match(code, subject, text.size(), from, kOptions | PCRE2_NO_JIT, data_.get(),
@@ -135,7 +145,6 @@ class Matcher {
       : data_(pcre2_match_data_create(1, nullptr)),
         context_(pcre2_match_context_create(nullptr)),
         stack_(pcre2_jit_stack_create(32 * 1024, kJitStackBytes, nullptr)) {
-    pcre2_set_match_limit(context_.get(), kMatchLimit);
     pcre2_set_heap_limit(context_.get(), kHeapLimitKib);
     pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
   }

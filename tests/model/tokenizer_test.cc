@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "model/pretokenizer.h"
 #include "model/unicode.h"
 #include "tests/model/gguf_builder.h"
 #include "tests/model/temp_folder.h"
@@ -300,6 +301,43 @@ TEST(TokenizerTest, JsonErrorsNameTheField) {
   }
   EXPECT_EQ(LoadJson(folder, "{\"model\": ").status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(LoadJson(folder, SmallJson("", nullptr)).ok());
+}
+
+// Expressions that no text of a client may send on long walks.
+TEST(PreTokenizerTest, FarBacktrackingIsRefusedOnAShortText) {
+  const auto pre = PreTokenizer::Create(std::vector<std::string>{"(a+)+(?=c)"});
+  ASSERT_TRUE(pre.ok()) << pre.status();
+  const auto split = [&pre](int letters, const std::string& end) {
+    return pre->Split(std::string(letters, 'a') + end, [](std::string_view) {});
+  };
+  EXPECT_TRUE(split(5, "b").ok());
+  EXPECT_TRUE(split(1000, "c").ok());
+  const absl::Status status = split(22, "b");
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("match limit"));
+}
+
+TEST(PreTokenizerTest, PublishedExpressionsWalkOverLongRunsOfEveryKind) {
+  for (const char* name : {"gpt-2", "smollm", "llama-bpe", "qwen2"}) {
+    const auto expressions = PreTokenizerExpressions(name);
+    ASSERT_TRUE(expressions.ok()) << expressions.status();
+    const auto pre = PreTokenizer::Create(*expressions);
+    ASSERT_TRUE(pre.ok()) << pre.status();
+    for (const std::string kind : {" ", "\n", "\r\n", " \n", "a", "A", "\u00e9", "\u4e2d", "1",
+                                   "\u0301", "!", "'", "'s", "\U0001F600", "\u00a0"}) {
+      for (const std::size_t bytes : {std::size_t{1}, std::size_t{300}, std::size_t{1} << 20}) {
+        std::string text;
+        while (text.size() < bytes) text += kind;
+        for (const char* end : {"", "x", "\n"}) {
+          std::size_t split = 0;
+          const absl::Status status =
+              pre->Split(text + end, [&split](std::string_view piece) { split += piece.size(); });
+          ASSERT_TRUE(status.ok()) << name << ", " << bytes << " of '" << kind << "': " << status;
+          EXPECT_EQ(split, text.size() + std::string_view(end).size());
+        }
+      }
+    }
+  }
 }
 
 TEST(TokenizerTest, MissingFilesAndSentencePiece) {

@@ -1,11 +1,12 @@
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <string>
+#include <system_error>
 
 #include "model/safetensors.h"
 
@@ -16,14 +17,30 @@ void Require(bool condition) {
   if (!condition) std::abort();
 }
 
-// A folder of this process, gone at its end.
-struct Folder {
-  Folder() { std::filesystem::create_directories(path); }
+// A folder of this process, gone at its end, whose model.safetensors is in memory.
+class Folder {
+ public:
+  Folder() : fd_(::memfd_create("fuzz", MFD_CLOEXEC)) {
+    std::filesystem::create_directories(path_);
+    std::filesystem::create_symlink("/proc/self/fd/" + std::to_string(fd_),
+                                    path_ / "model.safetensors");
+  }
   ~Folder() {
     std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
+    std::filesystem::remove_all(path_, ignored);
+    ::close(fd_);
   }
-  const std::filesystem::path path =
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  void Fill(const std::uint8_t* data, std::size_t size) const {
+    Require(::ftruncate(fd_, 0) == 0 && ::pwrite(fd_, data, size, 0) == static_cast<ssize_t>(size));
+  }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  const int fd_;
+  const std::filesystem::path path_ =
       std::filesystem::temp_directory_path() / ("kvferry_fuzz_" + std::to_string(::getpid()));
 };
 
@@ -31,11 +48,8 @@ struct Folder {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const Folder folder;
-  {
-    std::ofstream out(folder.path / "model.safetensors", std::ios::binary | std::ios::trunc);
-    out.write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(size));
-  }
-  const auto opened = kvferry::model::SafetensorsFolder::Open(folder.path.string());
+  folder.Fill(data, size);
+  const auto opened = kvferry::model::SafetensorsFolder::Open(folder.path().string());
   if (!opened.ok()) return 0;
   unsigned sum = 0;
   for (const auto& [name, tensor] : opened->tensors()) {

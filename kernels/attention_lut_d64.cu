@@ -1,6 +1,6 @@
 #include <array>
 
-#include "kernels/device/attention_variant.cuh"
+#include "kernels/device/lut_codes.cuh"
 
 namespace kvferry::kernels {
 

@@ -19,16 +19,6 @@
 // block is scored and weighed; nothing here depends on it.
 namespace kvferry::kernels {
 
-// Of shared memory, what Codes looks its codes up in: filled by Codes::fill_tables.
-template <class Codes>
-inline constexpr int kTableBytes = [] {
-  if constexpr (requires { Codes::kTableBytes; }) {
-    return Codes::kTableBytes;
-  } else {
-    return 0;
-  }
-}();
-
 template <class Codes, int kWarpsOfBlock, int kRingStages>
 struct AttentionShared {
   static constexpr int kWarps = kWarpsOfBlock, kStages = kRingStages;
@@ -47,7 +37,7 @@ struct AttentionShared {
   static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
   static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
   static constexpr int kTables = (kLast + 16 + 127) / 128 * 128;
-  static constexpr int kBytes = kTables + kTableBytes<Codes>;
+  static constexpr int kBytes = kTables + Codes::kTableBytes;
 };
 
 // Index in q and out of a row of the piece.
@@ -350,21 +340,22 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   std::uint32_t loaded = 0;  // blocks that went through the ring
   if (args.pages_settled) {
     start.load(ring, loaded);
+    Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
     wait_for_previous_kernel();
   }
   // Behind the first bulk copies q would wait for microseconds.
   QueryLoad<kHeadDim, kWarps> queries;
   queries.fetch(args, piece, warp, lane);
   const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
-  if (!args.pages_settled) start.load(ring, loaded);
+  if (!args.pages_settled) {
+    start.load(ring, loaded);
+    Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
+  }
   queries.template store<Codes>(args, shared + Shared::kCodes, shared + Shared::kPlain,
                                 reinterpret_cast<float*>(shared + Shared::kUnit), warp, lane);
   if (threadIdx.x < 16) {
     reinterpret_cast<std::uint32_t*>(shared + Shared::kOnes)[threadIdx.x] =
         threadIdx.x < 8 ? 0x3c003c00u : 0;
-  }
-  if constexpr (kTableBytes < Codes >> 0) {
-    Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
   }
   __syncthreads();
 

@@ -2,11 +2,6 @@
 
 #include "kernels/attention_variants.h"
 #include "kernels/device/attention_kernel.cuh"
-#include "kernels/device/byte_codes.cuh"
-#include "kernels/device/coupled_codes.cuh"
-#include "kernels/device/lut_codes.cuh"
-#include "kernels/device/raw_codes.cuh"
-#include "kernels/device/scalar_codes.cuh"
 
 namespace kvferry::kernels {
 
@@ -44,46 +39,11 @@ AttentionVariant make_variant(const codec::BlockSpec& spec) {
                             ? warps_that_fit<Codes, kStages, 16, 12, 8, 6, 4, small>()
                             : warps_that_fit<Codes, kStages, 8, 6, 4, small>();
   const AttentionKernel few_heads = make_kernel<Codes, large, kStages, 1>();
-  if constexpr (kTableBytes < Codes >> 0) {  // one per multiprocessor is enough
+  if constexpr (Codes::kTableBytes > 0) {  // one per multiprocessor is enough
     return {spec, few_heads, few_heads};
   } else {
     return {spec, make_kernel<Codes, small, kStages, of_small>(), few_heads};
   }
-}
-
-template <int kHeadDim>
-AttentionVariant raw_variant() {
-  return make_variant<RawCodes<kHeadDim>>({.kind = codec::BlockKind::kRaw16, .head_dim = kHeadDim});
-}
-template <int kHeadDim>
-AttentionVariant int8_variant() {
-  return make_variant<ByteCodes<kHeadDim, Int8Bytes>>(
-      {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim});
-}
-template <int kHeadDim>
-AttentionVariant fp8_variant() {
-  return make_variant<ByteCodes<kHeadDim, Fp8Bytes>>(
-      {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim});
-}
-template <int kHeadDim, codec::LutTable kTable>
-AttentionVariant lut_variant() {
-  return make_variant<LutCodes<kHeadDim, kTable>>(
-      {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = kTable});
-}
-template <int kHeadDim, int kChannels, int kBits>
-AttentionVariant coupled_variant() {
-  return make_variant<CoupledCodes<kHeadDim, kChannels, kBits>>(
-      {.kind = codec::BlockKind::kCoupled, .head_dim = kHeadDim, .coupling = {kChannels, kBits}});
-}
-template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
-AttentionVariant scalar_variant() {
-  return make_variant<ScalarCodes<kHeadDim, kKBits, kVBits, kKGroup, kVGroup>>(
-      {.kind = codec::BlockKind::kScalar,
-       .head_dim = kHeadDim,
-       .k_bits = kKBits,
-       .v_bits = kVBits,
-       .k_group_tokens = kKGroup,
-       .v_group_channels = kVGroup});
 }
 
 }  // namespace kvferry::kernels

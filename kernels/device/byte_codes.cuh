@@ -4,9 +4,11 @@
 
 #include <cstdint>
 
+#include "kernels/device/attention_variant.cuh"
 #include "kernels/device/block_ring.cuh"
 #include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
+#include "kernels/device/plain_codes.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kvcodec/format.h"
 
@@ -44,22 +46,16 @@ struct Fp8Bytes {
 };
 
 template <int kHeadDimension, class Bytes>
-struct ByteCodes {
-  static constexpr int kHeadDim = kHeadDimension;
+struct ByteCodes : PlainCodes<kHeadDimension> {
+  using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
   static constexpr codec::format::TokenScaleLayout kLayout = codec::format::Int8Block(kHeadDim);
   static constexpr int kBytes = kLayout.bytes;
   static constexpr int kMaxStages = 2;
   template <int kStages>
   using Ring = BlockRing<kStages, kBytes>;
   static constexpr int kSlotBytes = kBytes;
-  static constexpr float kScoreUnit = 1.0f;
-  static constexpr int kOnesRow = 0;
   static constexpr bool kHasOffset = Bytes::kOffset != 0;
-  static constexpr float q_weight(int) { return 1.0f; }
-  // Where a channel of q goes for codes: a word has channels 0..3 and is used as (0, 2) and (1, 3).
-  static constexpr int q_place(int channel) {
-    return channel / 4 * 4 + channel % 2 * 2 + channel % 4 / 2;
-  }
+  static constexpr int q_place(int channel) { return place_two_apart(channel); }
   // -kOffset * p * scale, which is the same for all channels.
   static __device__ __forceinline__ int min_row(int) { return kHasOffset ? 1 : -1; }
 
@@ -140,7 +136,7 @@ struct ByteCodes {
   }
 
  private:
-  static constexpr std::uint32_t kOnes = 0x3c003c00u, kMinusOffset = 0xd800d800u;  // -128, twice
+  static constexpr std::uint32_t kMinusOffset = 0xd800d800u;  // -128, twice
 
   static __device__ __forceinline__ uint2 prepare(uint2 x) {
     return {Bytes::prepare(x.x), Bytes::prepare(x.y)};
@@ -153,5 +149,16 @@ struct ByteCodes {
     }
   }
 };
+
+template <int kHeadDim>
+AttentionVariant int8_variant() {
+  return make_variant<ByteCodes<kHeadDim, Int8Bytes>>(
+      {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim});
+}
+template <int kHeadDim>
+AttentionVariant fp8_variant() {
+  return make_variant<ByteCodes<kHeadDim, Fp8Bytes>>(
+      {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim});
+}
 
 }  // namespace kvferry::kernels

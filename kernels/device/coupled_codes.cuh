@@ -2,10 +2,11 @@
 
 #include <cstdint>
 
+#include "kernels/device/attention_variant.cuh"
 #include "kernels/device/block_ring.cuh"
 #include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
-#include "kernels/device/scalar_codes.cuh"
+#include "kernels/device/plain_codes.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kernels/device/values.cuh"
 #include "kvcodec/format.h"
@@ -19,8 +20,8 @@ namespace kvferry::kernels {
 // Keys turn by the place of their token in the block, in halves; the query turned back by the place
 // of the block in the sequence, in fp32, once per block.
 template <int kHeadDimension, int kChannels, int kBits>
-struct CoupledCodes {
-  static constexpr int kHeadDim = kHeadDimension;
+struct CoupledCodes : PlainCodes<kHeadDimension> {
+  using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
   static constexpr codec::format::CoupledLayout kLayout =
       codec::format::CoupledBlock(kHeadDim, kChannels, kBits);
   static constexpr int kBytes = kLayout.bytes;
@@ -28,11 +29,6 @@ struct CoupledCodes {
   template <int kStages>
   using Ring = BlockRing<kStages, kBytes>;
   static constexpr int kSlotBytes = kBytes;
-  static constexpr float kScoreUnit = 1.0f;
-  static constexpr int kOnesRow = 0;
-  static constexpr float q_weight(int) { return 1.0f; }
-  static constexpr int q_place(int channel) { return channel; }
-  static __device__ __forceinline__ int min_row(int) { return -1; }
 
   // In columns: of K [channel / 32 * 4 + group % 4][code][lane], of V
   // [channel / 32 * 2 + group % 2][code][lane], two halves each.
@@ -123,11 +119,8 @@ struct CoupledCodes {
     state.totals[0] += totals[0];
     state.totals[1] += totals[1];
   }
-  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
-  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
 
  private:
-  static constexpr std::uint32_t kOnes = 0x3c003c00u;
   static constexpr int kPairs = kHeadDim / 64;  // groups of 32 channels that turn with another
   static constexpr int kCentroids = 1 << kBits;
 
@@ -278,5 +271,11 @@ struct CoupledCodes {
     }
   }
 };
+
+template <int kHeadDim, int kChannels, int kBits>
+AttentionVariant coupled_variant() {
+  return make_variant<CoupledCodes<kHeadDim, kChannels, kBits>>(
+      {.kind = codec::BlockKind::kCoupled, .head_dim = kHeadDim, .coupling = {kChannels, kBits}});
+}
 
 }  // namespace kvferry::kernels

@@ -5,11 +5,12 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
+#include "kernels/device/attention_variant.cuh"
 #include "kernels/device/block_ring.cuh"
 #include "kernels/device/block_site.cuh"
 #include "kernels/device/lut_tables.cuh"
 #include "kernels/device/mma.cuh"
-#include "kernels/device/scalar_codes.cuh"
+#include "kernels/device/plain_codes.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kernels/device/values.cuh"
 #include "kvcodec/format.h"
@@ -19,44 +20,28 @@ namespace kvferry::kernels {
 
 // The codes of one word (three at 3 bits) of a lane and tile: kFragments fragments of 2 * 2 pairs,
 // (half h, byte r), of the codes of two fields. A pair's bits lead into a table in shared memory
-// that has a column of its own for every lane, so that no two lanes ever meet in a bank.
+// that has a column of its own for every lane, so that no two lanes ever meet in a bank. An entry
+// holds the levels of kCodes codes for each lane.
 template <int kBits>
-struct LutWords;
+struct LutWords {  // 2 and 4 bits: a byte is the number of an entry, which has all its codes
+  static constexpr int kFragments = 4 / kBits, kStreams = 1;
+  static constexpr int kEntries = 256, kEntryBytes = 256;  // of which half is used at 4 bits
+  static constexpr int kCodes = 8 / kBits;
 
-template <>
-struct LutWords<4> {
-  static constexpr int kFragments = 1, kStreams = 1;
-  static constexpr int kEntries = 256, kEntryBytes = 256;  // of which half is used
-
-  // pair[2 * h + r]. lane_table: the table at this lane's column.
+  // pair[fragment][2 * h + r]. lane_table: the table at this lane's column.
   static __device__ __forceinline__ void look_up(const char* lane_table,
                                                  const std::uint32_t (&x)[1],
-                                                 std::uint32_t (&pair)[1][4]) {
+                                                 std::uint32_t (&pair)[kFragments][4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t at = __byte_perm(x[0], 0, 0x4404 | i << 4);  // times kEntryBytes
-      pair[0][i] = *reinterpret_cast<const std::uint32_t*>(lane_table + at);
-    }
-  }
-  // Of an entry: the codes whose levels it holds.
-  static constexpr int kCodes = 2;
-};
-
-template <>
-struct LutWords<2> {
-  static constexpr int kFragments = 2, kStreams = 1;
-  static constexpr int kEntries = 256, kEntryBytes = 256;
-  static constexpr int kCodes = 4;
-
-  static __device__ __forceinline__ void look_up(const char* lane_table,
-                                                 const std::uint32_t (&x)[1],
-                                                 std::uint32_t (&pair)[2][4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const std::uint32_t at = __byte_perm(x[0], 0, 0x4404 | i << 4);
-      const uint2 both = *reinterpret_cast<const uint2*>(lane_table + at);
-      pair[0][i] = both.x;
-      pair[1][i] = both.y;
+      if constexpr (kFragments == 1) {
+        pair[0][i] = *reinterpret_cast<const std::uint32_t*>(lane_table + at);
+      } else {
+        const uint2 both = *reinterpret_cast<const uint2*>(lane_table + at);
+        pair[0][i] = both.x;
+        pair[1][i] = both.y;
+      }
     }
   }
 };
@@ -102,8 +87,8 @@ struct LutWords<3> {
 // fragments of mma.sync; the scales of tokens meet scores and p. The zeros of shifted keys are one
 // product with q per block, as the mins of ScalarCodes.
 template <int kHeadDimension, codec::LutTable kTable>
-struct LutCodes {
-  static constexpr int kHeadDim = kHeadDimension;
+struct LutCodes : PlainCodes<kHeadDimension> {
+  using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
   static constexpr int kBits = codec::FindLut(kTable)->bits;
   static constexpr bool kShifted = codec::FindLut(kTable)->shifted_keys;
   static constexpr codec::format::LutLayout kLayout =
@@ -113,16 +98,9 @@ struct LutCodes {
   template <int kStages>
   using Ring = BlockRing<kStages, kBytes>;
   static constexpr int kSlotBytes = kBytes;
-  static constexpr float kScoreUnit = 1.0f;
-  static constexpr int kOnesRow = 0;
   using Words = LutWords<kBits>;
   static constexpr int kTableBytes = Words::kEntries * Words::kEntryBytes;
-  static constexpr float q_weight(int) { return 1.0f; }
-  // Pairs are of two fields, channels c and c + 2; q is plain where it has (c, c + 1).
-  static constexpr int q_place(int channel) {
-    return channel / 4 * 4 + channel % 2 * 2 + channel % 4 / 2;
-  }
-  static __device__ __forceinline__ int min_row(int) { return -1; }
+  static constexpr int q_place(int channel) { return place_two_apart(channel); }
 
   template <int kThreads>
   static __device__ __forceinline__ void fill_tables(char* tables, const AttentionArgs&,
@@ -243,11 +221,8 @@ struct LutCodes {
     state.totals[0] += totals[0];
     state.totals[1] += totals[1];
   }
-  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
-  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
 
  private:
-  static constexpr std::uint32_t kOnes = 0x3c003c00u;
   static constexpr int kStreamBytes = 8 * kHeadDim;  // of the words of all tiles, at 3 bits
 
   static __device__ __forceinline__ void look_up(const char* lane_table,
@@ -259,5 +234,11 @@ struct LutCodes {
     Words::look_up(lane_table, x, pair);
   }
 };
+
+template <int kHeadDim, codec::LutTable kTable>
+AttentionVariant lut_variant() {
+  return make_variant<LutCodes<kHeadDim, kTable>>(
+      {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = kTable});
+}
 
 }  // namespace kvferry::kernels

@@ -75,4 +75,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return r;
 }
 
+__device__ __forceinline__ std::uint32_t component(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+__device__ __forceinline__ uint4 load_shared16(const char* p) {
+  return *reinterpret_cast<const uint4*>(p);
+}
+
 }  // namespace kvferry::kernels

@@ -2,7 +2,9 @@
 
 #include <cstdint>
 
+#include "kernels/device/attention_variant.cuh"
 #include "kernels/device/block_site.cuh"
+#include "kernels/device/plain_codes.cuh"
 #include "kernels/device/pointer_ring.cuh"
 #include "kernels/device/raw_tokens.cuh"
 #include "kvcodec/format.h"
@@ -13,19 +15,14 @@ namespace kvferry::kernels {
 // and bf16. Read into registers like the window, by many warps: a ring of blocks of 32 KiB would
 // leave room for few.
 template <int kHeadDimension>
-struct RawCodes {
-  static constexpr int kHeadDim = kHeadDimension;
+struct RawCodes : PlainCodes<kHeadDimension> {
+  using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnesRow;
   static constexpr codec::format::Raw16Layout kLayout = codec::format::Raw16Block(kHeadDim);
   static constexpr int kBytes = kLayout.bytes;
   static constexpr int kMaxStages = 1;
   template <int kStages>
   using Ring = PointerRing;
   static constexpr int kSlotBytes = 0;  // of shared memory, for a block
-  static constexpr float kScoreUnit = 1.0f;
-  static constexpr int kOnesRow = 0;
-  static constexpr float q_weight(int) { return 1.0f; }
-  static constexpr int q_place(int channel) { return channel; }
-  static __device__ __forceinline__ int min_row(int) { return -1; }
 
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool bf16, const float (&unit)[2],
@@ -41,8 +38,11 @@ struct RawCodes {
           [](int, int) { return false; }, bf16, unit, q_plain, kOnesRow, lane, state);
     }
   }
-  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
-  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
 };
+
+template <int kHeadDim>
+AttentionVariant raw_variant() {
+  return make_variant<RawCodes<kHeadDim>>({.kind = codec::BlockKind::kRaw16, .head_dim = kHeadDim});
+}
 
 }  // namespace kvferry::kernels

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 
+#include "kernels/device/attention_variant.cuh"
 #include "kernels/device/block_ring.cuh"
 #include "kernels/device/block_site.cuh"
 #include "kernels/device/mma.cuh"
+#include "kernels/device/plain_codes.cuh"
 #include "kernels/device/softmax_state.cuh"
 #include "kvcodec/format.h"
 
@@ -38,16 +40,9 @@ struct Fields {
   }
 };
 
-__device__ __forceinline__ std::uint32_t component(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-__device__ __forceinline__ uint4 load_shared16(const char* p) {
-  return *reinterpret_cast<const uint4*>(p);
-}
-
 template <int kHeadDimension, int kKBits, int kVBits, int kKGroup, int kVGroup>
-struct ScalarCodes {
-  static constexpr int kHeadDim = kHeadDimension;
+struct ScalarCodes : PlainCodes<kHeadDimension> {
+  using PlainCodes<kHeadDimension>::kHeadDim;
   static constexpr codec::format::ScalarLayout kLayout =
       codec::format::ScalarBlock(kHeadDim, kKBits, kVBits, kKGroup, kVGroup);
   static constexpr int kBytes = kLayout.bytes;
@@ -68,7 +63,6 @@ struct ScalarCodes {
   static constexpr float kBoost = 4.0f;
   static constexpr float q_weight(int f) { return kBoost / K::weight(f); }
   static constexpr float kScoreUnit = kSubnormal / kBoost;
-  static constexpr int q_place(int channel) { return channel; }
   // Rows of SoftmaxState::totals, by g: p times V's mins of a group of channels, and p alone.
   static constexpr int kOnesRow = kVGroups;
   static __device__ __forceinline__ int min_row(int w) { return w * 32 / kVGroup; }
@@ -255,5 +249,16 @@ struct ScalarCodes {
     }
   }
 };
+
+template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
+AttentionVariant scalar_variant() {
+  return make_variant<ScalarCodes<kHeadDim, kKBits, kVBits, kKGroup, kVGroup>>(
+      {.kind = codec::BlockKind::kScalar,
+       .head_dim = kHeadDim,
+       .k_bits = kKBits,
+       .v_bits = kVBits,
+       .k_group_tokens = kKGroup,
+       .v_group_channels = kVGroup});
+}
 
 }  // namespace kvferry::kernels

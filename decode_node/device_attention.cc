@@ -100,6 +100,13 @@ absl::Status DeviceAttention::Begin(std::span<StoredSequence* const> sequences) 
   return absl::OkStatus();
 }
 
+std::vector<int> DeviceAttention::launch_kinds() const {
+  std::vector<int> kinds;
+  kinds.reserve(attentions_.size());
+  for (const auto& attention : attentions_) kinds.push_back(attention->launch_kind());
+  return kinds;
+}
+
 int DeviceAttention::DescribeBatch(std::span<StoredSequence* const> sequences) {
   auto* sequence = inputs_host_.as<AttentionSequence>();
   auto* target =

@@ -36,6 +36,10 @@ class DeviceAttention final : public model::DeviceDecodeAttention {
   // read. What the step before enqueued has been waited for.
   absl::Status Begin(std::span<StoredSequence* const> sequences);
 
+  // The launch_kind of each kind of layer, after Begin: as fixed in a captured step as the number
+  // of sequences.
+  std::vector<int> launch_kinds() const;
+
   codec::Raw16 raw_type() const override { return store_.codec().raw_type; }
   absl::Status AppendAndAttend(int layer, const std::uint16_t* q, const std::uint16_t* k,
                                const std::uint16_t* v, std::uint16_t* out) override;

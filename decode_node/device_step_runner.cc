@@ -24,7 +24,6 @@ absl::StatusOr<std::unique_ptr<DeviceStepRunner>> DeviceStepRunner::Create(
   KVF_ASSIGN_OR_RETURN(runner->model_end_, kernels::Event::Create(true));
   KVF_ASSIGN_OR_RETURN(runner->steps_,
                        model.StartDeviceSteps(options.max_sequences, *runner->attention_));
-  runner->sizes_.resize(options.max_sequences + 1);
   runner->graphs_ = options.graphs;
   return runner;
 }
@@ -58,22 +57,22 @@ absl::Status DeviceStepRunner::Run(const StepBatch& batch, std::span<float> logi
 absl::Status DeviceStepRunner::RunModel(std::size_t sequences) {
   if (!graphs_) return steps_->Enqueue();
   if (steps_->memory_epoch() != memory_epoch_) {
-    for (SizeState& size : sizes_) size.graph.reset();
+    for (auto& [of, step] : known_) step.graph.reset();
     memory_epoch_ = steps_->memory_epoch();
   }
-  SizeState& size = sizes_[sequences];
-  if (!size.graph.has_value() && size.ran) {
+  StepState& step = known_[{sequences, attention_->launch_kinds()}];
+  if (!step.graph.has_value() && step.ran) {
     auto graph = kernels::Graph::Capture(stream_, [&] { return steps_->Enqueue(); });
     // A capture that needed memory may have made the allocator give some back.
     if (graph.ok() && steps_->memory_epoch() == memory_epoch_) {
-      size.graph.emplace(*std::move(graph));
+      step.graph.emplace(*std::move(graph));
     } else if (!graph.ok()) {
       Log(LogLevel::kWarning, "cuda_graphs_off", {{"why", std::string(graph.status().message())}});
       graphs_ = false;
     }
   }
-  if (size.graph.has_value()) return size.graph->Launch(stream_);
-  size.ran = true;
+  if (step.graph.has_value()) return step.graph->Launch(stream_);
+  step.ran = true;
   return steps_->Enqueue();
 }
 

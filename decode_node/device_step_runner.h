@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "decode_node/device_attention.h"
@@ -22,9 +24,9 @@ struct DeviceStepOptions {
 };
 
 // Steps over a cache in the memory of one GPU, all on one stream: the inputs (DeviceAttention),
-// then the model with an append and an attention per layer. The second step of as many sequences is
-// captured as a CUDA graph, and those after it are its launch. Cancelled sequences are let go after
-// the step, which their memory is used in until its end.
+// then the model with an append and an attention per layer. The second step of as many sequences
+// with the same kernels is captured as a CUDA graph, and those after it are its launch. Cancelled
+// sequences are let go after the step, which their memory is used in until its end.
 class DeviceStepRunner final : public StepRunner {
  public:
   using MakeAttention = DeviceAttention::MakeAttention;
@@ -58,12 +60,12 @@ class DeviceStepRunner final : public StepRunner {
   std::optional<kernels::Event> model_begin_, model_end_;
 
   std::unique_ptr<model::DeviceSteps> steps_;
-  // What is known of steps of so many sequences.
-  struct SizeState {
+  // What is known of steps of so many sequences and of such launch_kinds.
+  struct StepState {
     bool ran = false;
     std::optional<kernels::Graph> graph;
   };
-  std::vector<SizeState> sizes_;  // [max_sequences + 1]
+  std::map<std::pair<std::size_t, std::vector<int>>, StepState> known_;
   std::uint64_t memory_epoch_ = 0;
   bool graphs_ = false;
 };

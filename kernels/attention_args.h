@@ -35,11 +35,12 @@ struct AttentionKernel {
   int shared_bytes;
 };
 
-// Small thread blocks, several on a multiprocessor, suit many heads; one large one leaves few
-// partial results to merge, which is most of the time where one sequence is spread over the device.
+// With small thread blocks, several on a multiprocessor, or with one large one. The large one
+// leaves few partial results to merge, which is most of the time where one sequence is spread over
+// the device, and reads long runs faster.
 struct AttentionVariant {
   codec::BlockSpec spec;  // raw_type and codebooks are not looked at
-  AttentionKernel many_heads, few_heads;
+  AttentionKernel small, large;
 };
 
 }  // namespace kvferry::kernels

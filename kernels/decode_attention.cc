@@ -64,20 +64,22 @@ struct Placed {
 
 // So few heads, each in so many pieces, that merging partial results would take the time.
 constexpr int kManyPieces = 12;
+// Blocks that each warp of a large thread block walks over from which on it reads faster than small
+// ones: its start and end, which nothing covers, are then a small part.
+constexpr int kLongWalk = 24;
 
 class CudaDecodeAttention : public DecodeAttention {
  public:
-  CudaDecodeAttention(const AttentionConfig& config, const Placed& many_heads,
-                      const Placed& few_heads)
-      : config_(config), many_heads_(many_heads), few_heads_(few_heads) {}
+  CudaDecodeAttention(const AttentionConfig& config, const Placed& small, const Placed& large)
+      : config_(config), small_(small), large_(large) {}
 
   absl::Status Allocate() {
     if (config_.spec.codebooks != nullptr) {
       KVF_ASSIGN_OR_RETURN(coupled_, DeviceCodebooks(*config_.spec.codebooks));
     }
-    const int pieces = std::max(MaxPieces(config_.max_sequences, many_heads_.shape),
-                                MaxPieces(config_.max_sequences, few_heads_.shape));
-    const std::size_t counters = MaxCounters(config_.max_sequences, many_heads_.shape);
+    const int pieces = std::max(MaxPieces(config_.max_sequences, small_.shape),
+                                MaxPieces(config_.max_sequences, large_.shape));
+    const std::size_t counters = MaxCounters(config_.max_sequences, small_.shape);
     const std::size_t rows = static_cast<std::size_t>(pieces) * kColumns;
     KVF_ASSIGN_OR_RETURN(pieces_, DeviceBuffer::Allocate(pieces * sizeof(AttentionPiece)));
     KVF_ASSIGN_OR_RETURN(staging_, PinnedBuffer::Allocate(pieces * sizeof(AttentionPiece)));
@@ -106,8 +108,7 @@ class CudaDecodeAttention : public DecodeAttention {
       }
     }
     const int sequences = static_cast<int>(lengths.size());
-    const int heads = MaxCounters(sequences, many_heads_.shape);
-    chosen_ = heads * kManyPieces <= many_heads_.shape.slots ? &few_heads_ : &many_heads_;
+    chosen_ = &Choose(lengths);
     grid_ = MaxPieces(sequences, chosen_->shape);
     const AttentionPlan plan = PlanAttention(lengths, chosen_->shape);
     KVF_RETURN_IF_ERROR(copied_->Synchronize());  // the plan before this one has left staging_
@@ -122,6 +123,8 @@ class CudaDecodeAttention : public DecodeAttention {
     KVF_RETURN_IF_ERROR(CopyAsync(pieces_.data(), staging_.data(), grid_bytes, stream));
     return copied_->Record(stream);
   }
+
+  int launch_kind() const override { return chosen_ == &large_ ? 1 : 0; }
 
   absl::Status Launch(const AttentionLayer& layer, Stream& stream) override {
     if (chosen_ == nullptr) {
@@ -174,8 +177,18 @@ class CudaDecodeAttention : public DecodeAttention {
   }
 
  private:
+  const Placed& Choose(std::span<const AttentionLength> lengths) const {
+    const std::int64_t heads = MaxCounters(static_cast<int>(lengths.size()), small_.shape);
+    if (heads * kManyPieces <= small_.shape.slots) return large_;
+    std::int64_t blocks = 0;
+    for (const AttentionLength& length : lengths) blocks += length.blocks;
+    blocks *= heads / std::ssize(lengths);
+    const std::int64_t pieces = std::max<std::int64_t>(heads, large_.shape.slots);
+    return blocks >= pieces * large_.shape.warps * kLongWalk ? large_ : small_;
+  }
+
   const AttentionConfig config_;
-  const Placed many_heads_, few_heads_;
+  const Placed small_, large_;  // thread blocks
   CoupledTables coupled_;
   const Placed* chosen_ = nullptr;  // by the last Plan, as grid_
   int grid_ = 0;
@@ -217,12 +230,10 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
         absl::StrCat("decode_attention on a GPU: ", codec::SpecText(config.spec),
                      " is not compiled; there are ", ListAttentionVariants()));
   }
-  KVF_ASSIGN_OR_RETURN(const Placed many_heads,
-                       Place(variant->many_heads, config, TileCost(config.spec)));
-  Placed few_heads = many_heads;  // where shared memory is too small for the large thread block
-  if (auto placed = Place(variant->few_heads, config, kHiddenTileCost); placed.ok())
-    few_heads = *placed;
-  auto attention = std::make_unique<CudaDecodeAttention>(config, many_heads, few_heads);
+  KVF_ASSIGN_OR_RETURN(const Placed small, Place(variant->small, config, TileCost(config.spec)));
+  Placed large = small;  // where shared memory is too small for the large thread block
+  if (auto placed = Place(variant->large, config, kHiddenTileCost); placed.ok()) large = *placed;
+  auto attention = std::make_unique<CudaDecodeAttention>(config, small, large);
   KVF_RETURN_IF_ERROR(attention->Allocate());
   return attention;
 }

@@ -66,7 +66,7 @@ struct AttentionLayer {
 // Decode attention on the codes: one softmax over sinks, compressed pages and window; no code is
 // ever converted to a 16-bit value. Owns the plan's and the partial results' device memory, whose
 // addresses stay for life: a captured launch may be replayed after another Plan of as many
-// sequences.
+// sequences that gave the same launch_kind.
 // Thread: one at a time; all calls on one stream.
 class DecodeAttention {
  public:
@@ -78,6 +78,8 @@ class DecodeAttention {
   // Once per step, before its first layer: cuts the work (PlanAttention) and copies the plan.
   //   lengths: of the sequences, in order; at most max_sequences. Read before this returns.
   virtual absl::Status Plan(std::span<const AttentionLength> lengths, Stream& stream) = 0;
+  // Which of its kernels the plan is for: of a captured launch as fixed as the number of sequences.
+  virtual int launch_kind() const = 0;
   // One layer. Asynchronous; captured by CUDA graphs. The same plan gives the same bits.
   virtual absl::Status Launch(const AttentionLayer& layer, Stream& stream) = 0;
 };

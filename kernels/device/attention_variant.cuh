@@ -38,11 +38,11 @@ AttentionVariant make_variant(const codec::BlockSpec& spec) {
   constexpr int large = Codes::kHeadDim <= 128
                             ? warps_that_fit<Codes, kStages, 16, 12, 8, 6, 4, small>()
                             : warps_that_fit<Codes, kStages, 8, 6, 4, small>();
-  const AttentionKernel few_heads = make_kernel<Codes, large, kStages, 1>();
+  const AttentionKernel one = make_kernel<Codes, large, kStages, 1>();
   if constexpr (Codes::kTableBytes > 0) {  // one per multiprocessor is enough
-    return {spec, few_heads, few_heads};
+    return {spec, one, one};
   } else {
-    return {spec, make_kernel<Codes, small, kStages, of_small>(), few_heads};
+    return {spec, make_kernel<Codes, small, kStages, of_small>(), one};
   }
 }
 

@@ -246,6 +246,62 @@ TEST_F(DeviceStepRunnerTest, AModelOnTheGpuStepsLikeOneOnTheHost) {
   }
 }
 
+// What its launches are told to be, and how many there were.
+struct Launches {
+  int kind = 0, count = 0;
+};
+
+class CountedAttention final : public kernels::DecodeAttention {
+ public:
+  CountedAttention(std::unique_ptr<kernels::DecodeAttention> attention, Launches* launches)
+      : attention_(std::move(attention)), launches_(launches) {}
+
+  absl::Status Plan(std::span<const kernels::AttentionLength> lengths,
+                    kernels::Stream& stream) override {
+    return attention_->Plan(lengths, stream);
+  }
+  int launch_kind() const override { return launches_->kind; }
+  absl::Status Launch(const kernels::AttentionLayer& layer, kernels::Stream& stream) override {
+    ++launches_->count;
+    return attention_->Launch(layer, stream);
+  }
+
+ private:
+  const std::unique_ptr<kernels::DecodeAttention> attention_;
+  Launches* const launches_;
+};
+
+TEST_F(DeviceStepRunnerTest, AGraphIsReplayedOnlyForTheLaunchesThatItHas) {
+  const model::TempFolder folder;
+  SmallModel::Write(folder.path());
+  const auto on_gpu = model::Model::Load(
+      {.path = folder.path(), .device = "cuda:0", .stream = machine.stream().get()});
+  ASSERT_TRUE(on_gpu.ok()) << on_gpu.status();
+  StartStore("kivi-4-g64");
+  Launches launches;
+  auto made = DeviceStepRunner::Create(
+      {.max_sequences = kMaxSequences}, **on_gpu, *store, machine.stream(),
+      [&](const kernels::AttentionConfig& config)
+          -> absl::StatusOr<std::unique_ptr<kernels::DecodeAttention>> {
+        auto attention = kernels::DecodeAttention::Create(config);
+        if (!attention.ok()) return attention.status();
+        return std::make_unique<CountedAttention>(*std::move(attention), &launches);
+      });
+  ASSERT_TRUE(made.ok()) << made.status();
+  const auto sequence = AdoptPrompt(kSuiteTokens, 20);
+  const auto launched = [&](int kind) {
+    launches = {.kind = kind};
+    Step(**made, *store, {sequence.get()});
+    return launches.count;
+  };
+  for (const int kind : {0, 1}) {
+    EXPECT_EQ(launched(kind), kGeometry.layers) << kind;  // as kernels
+    EXPECT_EQ(launched(kind), kGeometry.layers) << kind;  // captured
+    EXPECT_EQ(launched(kind), 0) << kind;
+  }
+  EXPECT_EQ(launched(0), 0);
+}
+
 TEST_F(DeviceStepRunnerTest, ACodecWithoutAttentionIsRefusedWithTheList) {
   StartStore("kivi-4-g64:layer.2=3/3");
   EchoModel echo(machine);

@@ -438,5 +438,23 @@ TEST_F(DecodeAttentionTest, WhatIsNotCompiledOrWrongIsRefused) {
   EXPECT_EQ((*attention)->Launch({}, stream()).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(DecodeAttentionTest, TheKernelIsChosenByThePlan) {
+  AttentionConfig config = ConfigOf({.spec = ScalarSpec(128, 2, 2, 64, 128), .tokens = {1}});
+  config.q_heads = 32;
+  config.kv_heads = 8;
+  config.max_sequences = 64;
+  const auto attention = DecodeAttention::Create(config);
+  ASSERT_TRUE(attention.ok()) << attention.status();
+  const auto kind = [&](int sequences, int blocks) {
+    const std::vector<AttentionLength> lengths(sequences, {.blocks = blocks, .raw_tokens = 1});
+    EXPECT_TRUE((*attention)->Plan(lengths, stream()).ok());
+    return (*attention)->launch_kind();
+  };
+  const int short_ones = kind(64, 64);
+  EXPECT_NE(kind(64, 4096), short_ones);
+  EXPECT_NE(kind(1, 64), short_ones);  // spread over the device
+  EXPECT_EQ(kind(64, 64), short_ones);
+}
+
 }  // namespace
 }  // namespace kvferry::kernels

@@ -35,6 +35,12 @@ function(kvferry_test name)
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
   endif()
+  if(KVFERRY_SANITIZE)
+    # How much longer tests wait: CTest here, their own limits by tests/fakes/wait_limit.h.
+    set(slowdown 5)
+    math(EXPR ARG_TIMEOUT "${slowdown} * ${ARG_TIMEOUT}")
+    target_compile_definitions(${name} PRIVATE KVFERRY_TEST_SLOWDOWN=${slowdown})
+  endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY "${CMAKE_SOURCE_DIR}")
   # As the workers set it for themselves: OpenMP threads that spin take the cores from the others.
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}" ENVIRONMENT "GOMP_SPINCOUNT=2000")

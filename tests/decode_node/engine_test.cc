@@ -11,14 +11,13 @@
 #include "kvcodec/cpu/cpu_backend.h"
 #include "tests/decode_node/transfer_builder.h"
 #include "tests/fakes/fake_decode_model.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::decode {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr absl::Duration kLong = absl::Seconds(20);
 
 // Keeps what a sequence became.
 class Recorder final : public SequenceObserver {
@@ -38,7 +37,7 @@ class Recorder final : public SequenceObserver {
   }
   absl::Status Wait() {
     absl::MutexLock lock(&mutex_);
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&finished_), kLong)) {
+    if (!mutex_.AwaitWithTimeout(absl::Condition(&finished_), fakes::kWaitLimit)) {
       return absl::DeadlineExceededError("the sequence does not end");
     }
     return status_;
@@ -46,7 +45,7 @@ class Recorder final : public SequenceObserver {
   void WaitTokens(std::size_t count) {
     absl::MutexLock lock(&mutex_);
     const auto ready = [&] { return tokens_.size() >= count || finished_; };
-    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&ready), kLong));
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&ready), fakes::kWaitLimit));
   }
   std::vector<std::int32_t> tokens() {
     absl::MutexLock lock(&mutex_);
@@ -199,11 +198,11 @@ TEST_F(EngineTest, ACancelledSequenceIsFreeBeforeTheStepEnds) {
   const TransferId id = a.id;
   const auto cancelled = Submit(std::move(a));
   const auto stays = Submit(std::move(b));
-  ASSERT_TRUE(first.reached.WaitForNotificationWithTimeout(kLong));
+  ASSERT_TRUE(first.reached.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   engine->Cancel(id, absl::CancelledError("gone"));
   engine->Cancel(id, absl::CancelledError("again"));
   first.go.Notify();
-  ASSERT_TRUE(last_layer.WaitForNotificationWithTimeout(kLong));
+  ASSERT_TRUE(last_layer.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   EXPECT_EQ(store->sequences(), 1u);  // in the middle of the step
   end.Notify();
   EXPECT_TRUE(absl::IsCancelled(cancelled->Wait()));
@@ -219,14 +218,14 @@ TEST_F(EngineTest, WhenAllAreCancelledTheStepEnds) {
   SequenceRequest request = Make(3, 200);
   const TransferId id = request.id;
   const auto one = Submit(std::move(request));
-  ASSERT_TRUE(hold.reached.WaitForNotificationWithTimeout(kLong));
+  ASSERT_TRUE(hold.reached.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   EXPECT_GE(engine->load().stall, absl::ZeroDuration());
   EXPECT_EQ(engine->load().running, 1u);
   EXPECT_FALSE(engine->WaitIdle(absl::ZeroDuration()));
   engine->Cancel(id, absl::CancelledError("gone"));
   hold.go.Notify();
   EXPECT_TRUE(absl::IsCancelled(one->Wait()));
-  EXPECT_TRUE(engine->WaitIdle(kLong));
+  EXPECT_TRUE(engine->WaitIdle(fakes::kWaitLimit));
   ExpectAllFree();
 }
 

@@ -17,14 +17,13 @@
 #include "prefill_node/wiring.h"
 #include "rpc/status.h"
 #include "tests/fakes/fake_decode_model.h"
+#include "tests/fakes/wait_limit.h"
 #include "transport/loopback/loopback_transport.h"
 
 namespace kvferry::decode {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr absl::Duration kLong = absl::Seconds(20);
 
 struct Answer {
   absl::Status status;
@@ -66,7 +65,8 @@ class NodeTest : public ::testing::Test {
   }
 
   static void SetDeadline(grpc::ClientContext& context) {
-    context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kLong));
+    context.set_deadline(std::chrono::system_clock::now() +
+                         absl::ToChronoSeconds(fakes::kWaitLimit));
   }
   v1::GetStateResponse State() {
     grpc::ClientContext context;
@@ -144,7 +144,7 @@ class NodeTest : public ::testing::Test {
     return answer;
   }
   void ExpectAllFree() {
-    ASSERT_TRUE(node->WaitIdle(kLong));
+    ASSERT_TRUE(node->WaitIdle(fakes::kWaitLimit));
     const v1::GetStateResponse state = State();
     EXPECT_EQ(state.transfers_size(), 0);
     const v1::PoolState& pool = state.pool();
@@ -322,7 +322,7 @@ TEST_F(NodeTest, ShutdownEndsStreams) {
   // Whether prefill still hears of the adoption is a matter of luck.
   auto sent = std::async(std::launch::async, [&] { (void)RunPrefill(grant, 100); });
   auto answer = std::async(std::launch::async, [&] { return Run(MakeRun(grant, 100, 1500)); });
-  ASSERT_TRUE(started.WaitForNotificationWithTimeout(kLong));
+  ASSERT_TRUE(started.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   node->Shutdown();
   EXPECT_TRUE(absl::IsUnavailable(answer.get().status));
   node->Shutdown();

@@ -10,6 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/crc32c.h"
 #include "common/ids.h"
+#include "tests/fakes/wait_limit.h"
 #include "transport/loopback/loopback_transport.h"
 #include "transport/wire.h"
 
@@ -74,7 +75,7 @@ class FakeReceiver final : public transport::MessageSink {
   }
   // Until `done` says so of the transfer. False: `limit` passed.
   bool Wait(const TransferId& id, const std::function<bool(const Received&)>& done,
-            absl::Duration limit = absl::Seconds(10)) {
+            absl::Duration limit = kWaitLimit) {
     absl::MutexLock lock(&mutex_);
     const auto ready = [&] { return done(transfers_[id]); };
     return mutex_.AwaitWithTimeout(absl::Condition(&ready), limit);
@@ -83,7 +84,7 @@ class FakeReceiver final : public transport::MessageSink {
     absl::MutexLock lock(&mutex_);
     return abort_acks_;
   }
-  bool WaitAbortAck(const TransferId& id, absl::Duration limit = absl::Seconds(10)) {
+  bool WaitAbortAck(const TransferId& id, absl::Duration limit = kWaitLimit) {
     absl::MutexLock lock(&mutex_);
     const auto ready = [&] { return abort_acks_.contains(id); };
     return mutex_.AwaitWithTimeout(absl::Condition(&ready), limit);

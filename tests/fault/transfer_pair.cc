@@ -9,11 +9,12 @@
 #include "common/status_macros.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "prefill_node/chunk_encoder.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::fault {
 namespace {
 
-constexpr absl::Duration kLong = absl::Seconds(60);
+const absl::Duration kLong = 3 * fakes::kWaitLimit;
 constexpr int kMaxTokens = 700;
 constexpr int kVocabulary = 100;
 constexpr Incarnation kPrefill{11};

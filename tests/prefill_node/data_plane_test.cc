@@ -10,6 +10,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/crc32c.h"
 #include "tests/fakes/fake_receiver.h"
+#include "tests/fakes/wait_limit.h"
 #include "transport/loopback/loopback_transport.h"
 
 namespace kvferry::prefill {
@@ -51,7 +52,7 @@ class DataPlaneTest : public testing::Test {
   }
   void TearDown() override {
     if (plane_ == nullptr) return;
-    EXPECT_TRUE(plane_->WaitIdle(absl::Seconds(10)));
+    EXPECT_TRUE(plane_->WaitIdle(fakes::kWaitLimit));
     EXPECT_EQ(plane_->free_slots(), kSlots);
     plane_->Stop();
   }
@@ -93,7 +94,7 @@ class DataPlaneTest : public testing::Test {
                              *std::move(slot));
   }
   absl::Status Wait(Pending& transfer) {
-    if (!transfer.ended.WaitForNotificationWithTimeout(absl::Seconds(20))) {
+    if (!transfer.ended.WaitForNotificationWithTimeout(fakes::kWaitLimit)) {
       return absl::DeadlineExceededError("no result");
     }
     return transfer.result.status;
@@ -149,7 +150,7 @@ TEST_F(DataPlaneTest, TellsWhatATransferHasShippedSoFar) {
   plane_->Abort(transfer.id, absl::CancelledError("enough"));
   EXPECT_EQ(Wait(transfer).code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(transfer.result.shipment.chunks, 2u);
-  EXPECT_TRUE(plane_->WaitIdle(absl::Seconds(10)));
+  EXPECT_TRUE(plane_->WaitIdle(fakes::kWaitLimit));
   EXPECT_EQ(plane_->Shipped(transfer.id).transport, "") << "it is over";
 }
 
@@ -208,7 +209,7 @@ TEST_F(DataPlaneTest, AbortTellsTheReceiver) {
   plane_->Abort(transfer.id, absl::CancelledError("again"));
   EXPECT_EQ(Wait(transfer), absl::CancelledError("stop"));
   EXPECT_TRUE(receiver_.Wait(transfer.id, [](const auto& t) { return t.aborted; }));
-  EXPECT_TRUE(plane_->WaitIdle(absl::Seconds(5)));
+  EXPECT_TRUE(plane_->WaitIdle(fakes::kWaitLimit));
   EXPECT_EQ(plane_->Commit(transfer.id, 7).code(), absl::StatusCode::kAborted);
 }
 
@@ -270,7 +271,7 @@ TEST_F(DataPlaneTest, AcquireWaitsForASlotAndEndsWithTheTransfer) {
   waiter.join();
   EXPECT_FALSE(waited.ok());
   receiver_.Behave({});
-  EXPECT_TRUE(plane_->WaitIdle(absl::Seconds(10)));
+  EXPECT_TRUE(plane_->WaitIdle(fakes::kWaitLimit));
   EXPECT_EQ(plane_->AcquireSlot(transfer.id).status().code(), absl::StatusCode::kAborted);
 }
 

@@ -12,13 +12,13 @@
 #include "prefill_node/chunk_encoder.h"
 #include "tests/fakes/fake_model.h"
 #include "tests/fakes/fake_receiver.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::prefill {
 namespace {
 
 constexpr std::uint32_t kSlots = 4;
 constexpr std::size_t kSlotBytes = 1 << 18;
-constexpr absl::Duration kLong = absl::Seconds(20);
 
 // Keeps what a job tells.
 class Observer final : public JobObserver {
@@ -40,7 +40,7 @@ class Observer final : public JobObserver {
   absl::StatusOr<HandoffSummary> Wait() {
     absl::MutexLock lock(&mutex);
     const auto ready = [&] { return result.has_value(); };
-    if (!mutex.AwaitWithTimeout(absl::Condition(&ready), kLong)) {
+    if (!mutex.AwaitWithTimeout(absl::Condition(&ready), fakes::kWaitLimit)) {
       return absl::DeadlineExceededError("the job did not finish");
     }
     return *result;
@@ -82,8 +82,8 @@ class EngineTest : public testing::Test {
   void TearDown() override {
     Release();
     if (engine_ != nullptr) {
-      EXPECT_TRUE(engine_->WaitIdle(kLong));
-      EXPECT_TRUE(plane_->WaitIdle(kLong));
+      EXPECT_TRUE(engine_->WaitIdle(fakes::kWaitLimit));
+      EXPECT_TRUE(plane_->WaitIdle(fakes::kWaitLimit));
       EXPECT_EQ(plane_->free_slots(), kSlots);
       engine_->Stop();
     }
@@ -305,7 +305,7 @@ TEST_F(EngineTest, ErrorsEndTheirJobOnly) {
   auto broken = std::make_shared<Observer>();
   ASSERT_TRUE(engine_->Submit(Request(300), broken).ok());
   EXPECT_EQ(broken->Wait().status(), absl::InternalError("broken"));
-  EXPECT_TRUE(engine_->WaitIdle(kLong));
+  EXPECT_TRUE(engine_->WaitIdle(fakes::kWaitLimit));
   model_.before_layer = nullptr;
 
   JobRequest stranger = Request(300);

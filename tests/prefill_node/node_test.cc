@@ -12,6 +12,7 @@
 #include "prefill_node/wiring.h"
 #include "tests/fakes/fake_model.h"
 #include "tests/fakes/fake_receiver.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::prefill {
 namespace {
@@ -194,7 +195,7 @@ TEST_F(NodeTest, ABrokenCallAbortsTheTransfer) {
   context.TryCancel();
   EXPECT_TRUE(receiver_.Wait(IdOf(request), [](const auto& t) { return t.aborted; }));
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_TRUE(node_->WaitIdle(absl::Seconds(10)));
+  EXPECT_TRUE(node_->WaitIdle(fakes::kWaitLimit));
 }
 
 TEST_F(NodeTest, AbortEndsTheCall) {
@@ -222,7 +223,7 @@ TEST_F(NodeTest, DrainFinishesThenShutdownIsClean) {
   ASSERT_TRUE(admin_->Drain(&context, {}, &response).ok());
   EXPECT_TRUE(State().draining());
   EXPECT_EQ(Run(Request(10)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(node_->WaitIdle(absl::Seconds(10)));
+  EXPECT_TRUE(node_->WaitIdle(fakes::kWaitLimit));
   node_->Shutdown();
   node_->Shutdown();
 }

@@ -9,14 +9,18 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "kvcodec/codec.h"
 #include "kvferry/v1/admin.grpc.pb.h"
 #include "kvferry/v1/inference.grpc.pb.h"
 #include "model/config_reader.h"
 #include "router/wiring.h"
+#include "rpc/convert.h"
 #include "rpc/fingerprint.h"
 #include "rpc/status.h"
 #include "tests/fakes/fake_worker.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::router {
 
@@ -35,6 +39,7 @@ struct Answer {
 class NodeFixture : public testing::Test {
  protected:
   static constexpr int kPromptTokens = 3;
+  static constexpr absl::Duration kSilenceLimit = absl::Milliseconds(400 * fakes::kSlowdown);
 
   void StartRouter(const std::function<void(v1::RouterConfig&)>& change = {}) {
     v1::RouterConfig config;
@@ -43,7 +48,7 @@ class NodeFixture : public testing::Test {
     config.set_listen_address("127.0.0.1:0");
     config.mutable_tls()->set_insecure(true);
     config.mutable_report_interval()->set_nanos(20'000'000);
-    config.mutable_silence_limit()->set_nanos(400'000'000);
+    *config.mutable_silence_limit() = rpc::ToProto(kSilenceLimit);
     if (change) change(config);
     auto node = RouterNode::Create(config);
     ASSERT_TRUE(node.ok()) << node.status();
@@ -92,7 +97,7 @@ class NodeFixture : public testing::Test {
   // `on_event` may cancel by returning false.
   Answer Generate(const v1::GenerateRequest& request,
                   const std::function<bool(const v1::GenerateEvent&)>& on_event = {},
-                  absl::Duration deadline = absl::Seconds(20)) {
+                  absl::Duration deadline = fakes::kWaitLimit) {
     Answer answer;
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMilliseconds(deadline));
@@ -140,11 +145,11 @@ class NodeFixture : public testing::Test {
     EXPECT_TRUE(admin_->GetState(&context, {}, &state).ok());
     return state;
   }
-  // Polls until `done`; false after ten seconds.
+  // Polls until `done`; false after kWaitLimit.
   static bool Eventually(const std::function<bool()>& done) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    const auto end = absl::Now() + fakes::kWaitLimit;
     while (!done()) {
-      if (std::chrono::steady_clock::now() > end) return false;
+      if (absl::Now() > end) return false;
       std::this_thread::yield();
     }
     return true;

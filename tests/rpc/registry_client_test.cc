@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "kvferry/v1/registry.grpc.pb.h"
 #include "rpc/server.h"
+#include "tests/fakes/wait_limit.h"
 #include "tests/rpc/rpc_fixture.h"
 
 namespace kvferry::rpc {
@@ -69,7 +70,7 @@ class FakeRegistry : public v1::Registry::CallbackService {
     const auto there = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return joins_ >= joins && loads_ >= loads && leavings_ >= leavings;
     };
-    return mutex_.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(10));
+    return mutex_.AwaitWithTimeout(absl::Condition(&there), fakes::kWaitLimit);
   }
 
   bool refuse = false;
@@ -95,7 +96,7 @@ TEST_F(RpcTest, AWorkerJoinsReportsTakesCommandsAndLeaves) {
                                              if (command.has_drain()) drained.Notify();
                                            }});
   EXPECT_TRUE(registry.Await(1, 3, 0));
-  EXPECT_TRUE(drained.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(drained.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   client->Leave();
   EXPECT_TRUE(registry.Await(1, 3, 1));
   client.reset();
@@ -113,7 +114,7 @@ TEST_F(RpcTest, AWelcomeSaidManyTimesIsOneWelcome) {
                                                  [&](const v1::RouterCommand& command) {
                                                    if (command.has_drain()) drained.Notify();
                                                  }});
-  EXPECT_TRUE(drained.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(drained.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   EXPECT_TRUE(registry.Await(1, 3, 0));
 }
 
@@ -153,7 +154,7 @@ TEST_F(RpcTest, ARefusedFingerprintIsReportedWithItsDifference) {
                                    why = std::string(status.message());
                                    refused.Notify();
                                  }});
-  ASSERT_TRUE(refused.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  ASSERT_TRUE(refused.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   EXPECT_THAT(why, HasSubstr("head_dim"));
 }
 

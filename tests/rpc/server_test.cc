@@ -26,6 +26,7 @@
 #include "rpc/credentials.h"
 #include "rpc/fingerprint.h"
 #include "rpc/status.h"
+#include "tests/fakes/wait_limit.h"
 #include "tests/rpc/rpc_fixture.h"
 
 namespace kvferry::rpc {
@@ -57,7 +58,7 @@ class GuardedAdmin : public v1::Admin::CallbackService {
 absl::Status GetState(const Credentials& credentials, const std::string& address, Role peer) {
   const auto stub = v1::Admin::NewStub(credentials.Connect(address, peer));
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(3));
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(fakes::kWaitLimit));
   v1::GetStateResponse state;
   return FromGrpc(stub->GetState(&context, {}, &state));
 }
@@ -68,7 +69,7 @@ std::pair<grpc::StatusCode, std::string> CallBytes(const std::shared_ptr<grpc::C
                                                    const std::string& message) {
   grpc::GenericStub stub(channel);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(3));
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(fakes::kWaitLimit));
   grpc::Slice slice(message);
   grpc::ByteBuffer request(&slice, 1), response;
   absl::Notification done;
@@ -144,7 +145,7 @@ TEST_F(RpcTest, ACallerWithoutACertificateIsRefused) {
   const auto stub = v1::Admin::NewStub(
       grpc::CreateCustomChannel(server->address(), grpc::SslCredentials(options), arguments));
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(3));
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(fakes::kWaitLimit));
   v1::GetStateResponse state;
   EXPECT_FALSE(stub->GetState(&context, {}, &state).ok());
   EXPECT_EQ(state.name(), "");

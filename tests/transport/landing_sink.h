@@ -8,6 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "tests/fakes/wait_limit.h"
 #include "transport/transport.h"
 
 namespace kvferry::transport {
@@ -50,7 +51,7 @@ class LandingSink : public MessageSink {
     const absl::MutexLock lock(&mutex_);
     const auto enough = [this, count]()
                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return accepted_ >= count; };
-    return mutex_.AwaitWithTimeout(absl::Condition(&enough), absl::Seconds(10));
+    return mutex_.AwaitWithTimeout(absl::Condition(&enough), fakes::kWaitLimit);
   }
   bool AwaitLost(absl::Duration limit) {
     const absl::MutexLock lock(&mutex_);

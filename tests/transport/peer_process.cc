@@ -13,18 +13,17 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "tests/fakes/wait_limit.h"
 
 namespace kvferry::transport {
 namespace {
-
-constexpr int kStartLimitMs = 10000;
 
 // One line of the child's standard output.
 absl::StatusOr<std::string> ReadLine(int fd) {
   std::string line;
   while (true) {
     pollfd waiting{fd, POLLIN, 0};
-    if (poll(&waiting, 1, kStartLimitMs) != 1)
+    if (poll(&waiting, 1, static_cast<int>(absl::ToInt64Milliseconds(fakes::kWaitLimit))) != 1)
       return absl::DeadlineExceededError("transport_peer has not said its address");
     char c = 0;
     if (read(fd, &c, 1) != 1) return absl::InternalError("transport_peer has ended early");

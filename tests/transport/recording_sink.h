@@ -10,6 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "tests/fakes/wait_limit.h"
 #include "transport/transport.h"
 
 namespace kvferry::transport {
@@ -64,7 +65,7 @@ class RecordingSink : public MessageSink {
 
   // Waits until `count` messages have come; nullopt when the limit passes first.
   std::optional<std::vector<Message>> AwaitMessages(std::size_t count,
-                                                    absl::Duration limit = absl::Seconds(10)) {
+                                                    absl::Duration limit = fakes::kWaitLimit) {
     const absl::MutexLock lock(&mutex_);
     const auto enough = [this, count]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return messages_.size() >= count;
@@ -76,13 +77,13 @@ class RecordingSink : public MessageSink {
     const absl::MutexLock lock(&mutex_);
     messages_.clear();
   }
-  bool AwaitRefused(int count, absl::Duration limit = absl::Seconds(10)) {
+  bool AwaitRefused(int count, absl::Duration limit = fakes::kWaitLimit) {
     const absl::MutexLock lock(&mutex_);
     const auto enough = [this, count]()
                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return refused_ >= count; };
     return mutex_.AwaitWithTimeout(absl::Condition(&enough), limit);
   }
-  std::optional<absl::Status> AwaitLost(PeerHandle peer, absl::Duration limit = absl::Seconds(10)) {
+  std::optional<absl::Status> AwaitLost(PeerHandle peer, absl::Duration limit = fakes::kWaitLimit) {
     const absl::MutexLock lock(&mutex_);
     const auto gone = [this, peer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return FindLost(peer) != nullptr;

@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/fakes/wait_limit.h"
 #include "tests/transport/recording_sink.h"
 #include "transport/loopback/loopback_transport.h"
 #include "transport/ucx/ucx_transport.h"
@@ -101,7 +102,7 @@ class TransportContract : public ::testing::TestWithParam<std::string> {
     a_->Send(to, type, Bytes(header), region_a_->bytes().first(payload_bytes),
              [done](const absl::Status& s) { done->set_value(s); });
     std::future<absl::Status> result = done->get_future();
-    if (result.wait_for(std::chrono::seconds(10)) != std::future_status::ready)
+    if (result.wait_for(absl::ToChronoSeconds(fakes::kWaitLimit)) != std::future_status::ready)
       return absl::DeadlineExceededError("done was not called");
     return result.get();
   }
@@ -182,7 +183,7 @@ TEST_P(TransportContract, BothDirectionsWork) {
   ASSERT_TRUE(Send(to_b_, MessageType::kChunk, "forth", 1 << 20).ok());
   EXPECT_TRUE(sink_a_.AwaitMessages(1).has_value());
   EXPECT_TRUE(sink_b_.AwaitMessages(1).has_value());
-  EXPECT_TRUE(done->WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(done->WaitForNotificationWithTimeout(fakes::kWaitLimit));
 }
 
 TEST_P(TransportContract, DisconnectReportsThePeerOnceAndSendsThenFail) {
@@ -246,7 +247,7 @@ TEST_P(TransportContract, WorkRunsOnTheProgressThreadInOrderAndNotBeforeItsTime)
   a_->Post([order] { order->push_back(1); });
   a_->Post([order] { order->push_back(2); });
   std::future<std::vector<int>> future = promise.get_future();
-  ASSERT_EQ(future.wait_for(std::chrono::seconds(5)), std::future_status::ready);
+  ASSERT_EQ(future.wait_for(absl::ToChronoSeconds(fakes::kWaitLimit)), std::future_status::ready);
   EXPECT_THAT(future.get(), ::testing::ElementsAre(1, 2, 3));
 }
 

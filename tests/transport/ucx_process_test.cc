@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "common/crc32c.h"
 #include "gtest/gtest.h"
+#include "tests/fakes/wait_limit.h"
 #include "tests/transport/landing_sink.h"
 #include "tests/transport/peer_process.h"
 #include "tests/transport/recording_sink.h"
@@ -83,7 +84,7 @@ void LosesABusyPeer(const std::string& role, int signal) {
                       if (++done == 2) busy.Notify();
                     });
   }
-  ASSERT_TRUE(busy.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  ASSERT_TRUE(busy.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   (*peer)->Signal(signal);
   EXPECT_TRUE(sink.AwaitLost(absl::Seconds(2)));
   EXPECT_EQ(sink.why().code(), absl::StatusCode::kUnavailable) << sink.why();

@@ -212,8 +212,7 @@ absl::Status BenchBatch(Bench& bench) {
 absl::Status BenchLink(Bench& bench) {
   std::map<std::string, Spread> waits;
   for (const char* name : {"fp16", "kivi-2-g64"}) {
-    // Small chunks: what is under way must not hold up a heartbeat for longer than the silence
-    // limit.
+    // Two small chunks under way fill this link; more would only queue.
     KVF_ASSIGN_OR_RETURN(
         const std::unique_ptr<Cluster> cluster,
         Cluster::Start({.namespaces = true,

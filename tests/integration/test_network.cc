@@ -1,10 +1,14 @@
 #include "tests/integration/test_network.h"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -74,6 +78,20 @@ std::vector<std::string> TestNetwork::OnHost(const std::string& host,
       "/usr/bin/nsenter", absl::StrCat("--net=/proc/", Find(host).holder->pid(), "/ns/net"), "--"};
   inside.insert(inside.end(), command.begin(), command.end());
   return inside;
+}
+
+absl::Status TestNetwork::RunOnHost(const std::string& host,
+                                    const std::function<void()>& work) const {
+  const std::string path = absl::StrCat("/proc/", Find(host).holder->pid(), "/ns/net");
+  absl::Status status;
+  std::thread([&] {
+    const int net = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (net < 0 || setns(net, CLONE_NEWNET) != 0)
+      status = absl::ErrnoToStatus(errno, absl::StrCat("enter ", path));
+    if (net >= 0) close(net);
+    if (status.ok()) work();
+  }).join();
+  return status;
 }
 
 absl::Status TestNetwork::SetLink(const std::string& host, bool up) {

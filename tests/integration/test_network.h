@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ class TestNetwork {
   std::string Address(const std::string& host) const;
   // The command that runs `command` on the host, as the same process id.
   std::vector<std::string> OnHost(const std::string& host, std::vector<std::string> command) const;
+  // Runs `work` in a thread of its own, which is on the host, as are the threads that it starts.
+  absl::Status RunOnHost(const std::string& host, const std::function<void()>& work) const;
   // Cuts the host's cable, or plugs it in again.
   absl::Status SetLink(const std::string& host, bool up);
   // Limits what leaves and enters the host (tc tbf).

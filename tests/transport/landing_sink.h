@@ -53,6 +53,13 @@ class LandingSink : public MessageSink {
                             ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return accepted_ >= count; };
     return mutex_.AwaitWithTimeout(absl::Condition(&enough), fakes::kWaitLimit);
   }
+  // Payloads that have ended, however.
+  bool AwaitEnded(int count, absl::Duration limit) {
+    const absl::MutexLock lock(&mutex_);
+    const auto enough = [this, count]()
+                            ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ended_ >= count; };
+    return mutex_.AwaitWithTimeout(absl::Condition(&enough), limit);
+  }
   bool AwaitLost(absl::Duration limit) {
     const absl::MutexLock lock(&mutex_);
     return mutex_.AwaitWithTimeout(
@@ -64,6 +71,10 @@ class LandingSink : public MessageSink {
   int open_at_loss() {
     const absl::MutexLock lock(&mutex_);
     return open_at_loss_;
+  }
+  int failed() {
+    const absl::MutexLock lock(&mutex_);
+    return failed_;
   }
   int lost() {
     const absl::MutexLock lock(&mutex_);

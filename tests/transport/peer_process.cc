@@ -36,31 +36,31 @@ absl::StatusOr<std::string> ReadLine(int fd) {
 
 absl::StatusOr<std::unique_ptr<PeerProcess>> PeerProcess::Start(const std::string& role,
                                                                 const std::string& address,
-                                                                std::optional<int> gpu) {
+                                                                const PeerPlace& place) {
   std::array<int, 2> in{}, out{};
   if (pipe2(in.data(), O_CLOEXEC) != 0 || pipe2(out.data(), O_CLOEXEC) != 0)
     return absl::ErrnoToStatus(errno, "pipe");
   const std::string program =
       (std::filesystem::read_symlink("/proc/self/exe").parent_path() / "transport_peer").string();
-  const std::string hex(absl::BytesToHexString(address));
+  std::vector<std::string> command = place.on_host;
+  command.insert(command.end(), {program, role, absl::BytesToHexString(address)});
+  if (place.gpu.has_value()) command.push_back(absl::StrCat(*place.gpu));
+  std::vector<char*> argv;
+  for (std::string& argument : command) argv.push_back(argument.data());
+  argv.push_back(nullptr);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-  const std::string gpu_text = gpu.has_value() ? absl::StrCat(*gpu) : "";
-  std::array<char*, 5> argv = {const_cast<char*>(program.c_str()), const_cast<char*>(role.c_str()),
-                               const_cast<char*>(hex.c_str()),
-                               gpu.has_value() ? const_cast<char*>(gpu_text.c_str()) : nullptr,
-                               nullptr};
   pid_t pid = 0;
-  const int error = posix_spawn(&pid, program.c_str(), &actions, nullptr, argv.data(), environ);
+  const int error = posix_spawn(&pid, argv.front(), &actions, nullptr, argv.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   close(in[0]);
   close(out[1]);
   if (error != 0) {
     close(in[1]);
     close(out[0]);
-    return absl::ErrnoToStatus(error, absl::StrCat("start ", program));
+    return absl::ErrnoToStatus(error, absl::StrCat("start ", command.front()));
   }
   std::unique_ptr<PeerProcess> peer(new PeerProcess(pid, in[1]));
   absl::StatusOr<std::string> line = ReadLine(out[0]);

@@ -55,7 +55,7 @@ TEST_F(UcxGpu, PayloadsArriveWhole) {
   ASSERT_NE(transport, nullptr);
   const auto region = transport->Allocate(kChunkBytes, MemoryKind::kDevice);
   ASSERT_TRUE(region.ok()) << region.status();
-  const auto peer = PeerProcess::Start("answer", transport->LocalAddress(), peer_gpu_);
+  const auto peer = PeerProcess::Start("answer", transport->LocalAddress(), {.gpu = peer_gpu_});
   ASSERT_TRUE(peer.ok()) << peer.status();
   EXPECT_EQ(transport->PathTo((*peer)->address())->label, "cuda_ipc");
   const PeerHandle to = *transport->Connect((*peer)->address(), kPeerIncarnation, "peer");
@@ -84,7 +84,7 @@ TEST_F(UcxGpu, ARefusedPayloadEndsItsSend) {
   const auto transport = Make(&sink);
   ASSERT_NE(transport, nullptr);
   const auto region = *transport->Allocate(2 * kChunkBytes, MemoryKind::kDevice);
-  const auto peer = PeerProcess::Start("answer", transport->LocalAddress(), peer_gpu_);
+  const auto peer = PeerProcess::Start("answer", transport->LocalAddress(), {.gpu = peer_gpu_});
   ASSERT_TRUE(peer.ok()) << peer.status();
   const PeerHandle to = *transport->Connect((*peer)->address(), kPeerIncarnation, "peer");
   absl::Notification done;
@@ -103,7 +103,7 @@ void LosesABusyPeer(Transport& transport, LandingSink& sink, DeviceMemory& devic
                     const std::string& role, End end) {
   const auto region = *transport.Allocate(5 * kChunkBytes, MemoryKind::kDevice);
   sink.LandIn(region->bytes().subspan(kChunkBytes));
-  const auto peer = PeerProcess::Start(role, transport.LocalAddress(), peer_gpu);
+  const auto peer = PeerProcess::Start(role, transport.LocalAddress(), {.gpu = peer_gpu});
   ASSERT_TRUE(peer.ok()) << peer.status();
   const PeerHandle to = *transport.Connect((*peer)->address(), kPeerIncarnation, "peer");
   if (role == "flood") {

@@ -120,6 +120,42 @@ TEST(UcxProcesses, AfterAKilledPeerItsSuccessorIsServed) {
   transport->Stop();
 }
 
+// The TCP connections of this process.
+std::vector<int> Connections() {
+  std::vector<int> found;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    const int fd = std::stoi(entry.path().filename());
+    sockaddr_in peer{};
+    socklen_t size = sizeof(peer);
+    const bool connected = getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0;
+    if (connected && peer.sin_family == AF_INET) found.push_back(fd);
+  }
+  return found;
+}
+
+TEST(UcxProcesses, APeerIsLostWithEitherOfItsConnections) {
+  for (const std::size_t cut : {0, 1}) {
+    RecordingSink sink;
+    const auto transport = MakeTransport(&sink, kTestIncarnation);
+    const auto peer = PeerProcess::Start("answer", transport->LocalAddress());
+    ASSERT_TRUE(peer.ok()) << peer.status();
+    const PeerHandle to = *transport->Connect((*peer)->address(), kPeerIncarnation, "peer");
+    // Where both sides have begun one at once, one of the two is closed again.
+    std::vector<int> connections;
+    for (std::size_t answers = 1; answers <= 100 && connections.size() != 2; ++answers) {
+      transport->Send(to, MessageType::kAck, {}, {}, [](const absl::Status&) {});
+      ASSERT_TRUE(sink.AwaitMessages(answers).has_value());
+      connections = Connections();
+    }
+    ASSERT_EQ(connections.size(), 2);
+    ASSERT_EQ(shutdown(connections[cut], SHUT_RDWR), 0);
+    const auto why = sink.AwaitLost(to);
+    ASSERT_TRUE(why.has_value()) << cut;
+    EXPECT_EQ(why->code(), absl::StatusCode::kUnavailable) << *why;
+    transport->Stop();
+  }
+}
+
 // The ports that this process listens on, from /proc.
 std::vector<sockaddr_in> ListeningPorts() {
   std::set<std::string> inodes;

@@ -123,6 +123,22 @@ absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker) {
   return text;
 }
 
+absl::StatusOr<ucp_ep_h> OpenEndpoint(ucp_worker_h worker, const std::string& address,
+                                      std::string_view name, ucp_err_handler_cb_t on_error,
+                                      void* arg) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                      UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = on_error;
+  params.err_handler.arg = arg;
+  ucp_ep_h endpoint = nullptr;
+  KVF_RETURN_IF_ERROR(FromUcs(ucp_ep_create(worker, &params, &endpoint),
+                              absl::StrCat("connect to ", ToAbsl(name))));
+  return endpoint;
+}
+
 absl::StatusOr<std::vector<std::string>> EndpointLanes(ucp_ep_h endpoint) {
   std::array<ucp_transport_entry_t, 64> entries{};
   ucp_ep_attr_t attributes{};

@@ -36,6 +36,12 @@ absl::StatusOr<ContextPtr> MakeContext(const std::map<std::string, std::string>&
 absl::StatusOr<WorkerPtr> MakeWorker(ucp_context_h context);
 // The worker's address as UCX packs it.
 absl::StatusOr<std::string> WorkerAddress(ucp_worker_h worker);
+// A connection to the worker of `name`, who packed `address`. When it breaks, the progress of
+// `worker` calls `on_error` with `arg`, which may not close it in there; it is the caller's to
+// close in any case.
+absl::StatusOr<ucp_ep_h> OpenEndpoint(ucp_worker_h worker, const std::string& address,
+                                      std::string_view name, ucp_err_handler_cb_t on_error,
+                                      void* arg);
 // What UCX has chosen for a connection, for example {"tcp/lo", "cuda_ipc/cuda"}.
 absl::StatusOr<std::vector<std::string>> EndpointLanes(ucp_ep_h endpoint);
 

@@ -21,20 +21,23 @@ struct SenderPrefix {
 static_assert(sizeof(SenderPrefix) == 16);
 inline constexpr std::uint32_t kSenderMagic = 0x5346564b;
 
-// One connection. Thread: progress thread only.
+// One peer, with two connections to it: behind the payloads of the one a heartbeat would wait for
+// as long as these take. Thread: progress thread only.
 struct UcxPeer {
   PeerHandle handle{};
   std::string name;
   std::uint64_t incarnation = 0;
-  ucp_ep_h endpoint = nullptr;  // null once the close has been posted
+  // Null once the close has been posted.
+  ucp_ep_h endpoint = nullptr;    // of all messages but heartbeats
+  ucp_ep_h heartbeats = nullptr;  // and of these
   MonoTime last_heard;
   absl::Status lost;  // why it is being closed; OK while it is not
   bool closing = false;
-  bool closed = false;  // the close request has completed
+  int open_closes = 0;  // close requests that UCX has not completed
   int sends = 0;        // requests that UCX has not completed
   int receives = 0;
 
-  bool idle() const { return sends == 0 && receives == 0 && closed; }
+  bool idle() const { return sends == 0 && receives == 0 && open_closes == 0; }
 };
 
 }  // namespace kvferry::transport

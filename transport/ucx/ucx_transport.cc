@@ -229,25 +229,27 @@ class UcxTransport final : public Transport {
     peer->name = name;
     peer->incarnation = incarnation;
     peer->last_heard = clock_.Now();
-    ucp_ep_params_t params{};
-    params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
-                        UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
-    params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    params.err_handler.cb = &UcxTransport::OnEndpointError;
-    params.err_handler.arg = peer.get();
-    const absl::Status why = FromUcs(ucp_ep_create(worker_.get(), &params, &peer->endpoint),
-                                     absl::StrCat("connect to ", name));
-    if (!why.ok()) {
+    absl::Status why = OpenEndpoints(*peer, worker_address);
+    if (!why.ok() && peer->endpoint == nullptr) {
       Log(LogLevel::kWarning, "peer_unreachable", {{"peer", name}, {"why", why}});
       Post([this, handle, why] { sink_.OnPeerLost(handle, why); });
       return;
     }
-    if (absl::Status lanes = LanesMatch(*peer, path); !lanes.ok()) {
-      Log(LogLevel::kError, "path_missing", {{"peer", name}, {"why", lanes}});
-      BeginClose(*peer, std::move(lanes));
+    if (why.ok()) {
+      why = LanesMatch(*peer, path);
+      if (!why.ok()) Log(LogLevel::kError, "path_missing", {{"peer", name}, {"why", why}});
     }
+    if (!why.ok()) BeginClose(*peer, std::move(why));
     peers_.Add(std::move(peer));
+  }
+
+  // The second one only where there is the first.
+  absl::Status OpenEndpoints(UcxPeer& peer, const std::string& worker_address) {
+    for (ucp_ep_h* endpoint : {&peer.endpoint, &peer.heartbeats}) {
+      KVF_ASSIGN_OR_RETURN(*endpoint, OpenEndpoint(worker_.get(), worker_address, peer.name,
+                                                   &UcxTransport::OnEndpointError, &peer));
+    }
+    return absl::OkStatus();
   }
 
   static absl::Status LanesMatch(const UcxPeer& peer, const Path& path) {
@@ -271,19 +273,25 @@ class UcxTransport final : public Transport {
       Log(LogLevel::kWarning, "peer_lost", {{"peer", peer.name}, {"why", peer.lost}});
     const PeerHandle handle = peer.handle;
     waiting_.Drop(peer.lost, [handle](const SendOp& send) { return send.peer == handle; });
+    CloseEndpoint(peer, peer.endpoint);
+    CloseEndpoint(peer, peer.heartbeats);
+  }
+
+  void CloseEndpoint(UcxPeer& peer, ucp_ep_h& endpoint) {
+    if (endpoint == nullptr) return;
     ucp_request_param_t params{};
     params.op_attr_mask =
         UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
     params.flags = UCP_EP_CLOSE_FLAG_FORCE;
     params.cb.send = &UcxTransport::OnClosed;
     params.user_data = &peer;
-    const ucs_status_ptr_t request =
-        ucp_ep_close_nbx(std::exchange(peer.endpoint, nullptr), &params);
-    if (!UCS_PTR_IS_PTR(request)) peer.closed = true;
+    ++peer.open_closes;
+    const ucs_status_ptr_t request = ucp_ep_close_nbx(std::exchange(endpoint, nullptr), &params);
+    if (!UCS_PTR_IS_PTR(request)) --peer.open_closes;
   }
 
   static void OnClosed(void* request, ucs_status_t, void* user_data) {
-    static_cast<UcxPeer*>(user_data)->closed = true;
+    --static_cast<UcxPeer*>(user_data)->open_closes;
     ucp_request_free(request);
   }
 
@@ -343,8 +351,10 @@ class UcxTransport final : public Transport {
     if (rendezvous) UseRegion(send->payload, params);
     params.cb.send = &UcxTransport::OnSent;
     params.user_data = send.get();
+    const ucp_ep_h endpoint =
+        send->type == MessageType::kHeartbeat ? peer->heartbeats : peer->endpoint;
     const ucs_status_ptr_t request =
-        ucp_am_send_nbx(peer->endpoint, static_cast<unsigned>(send->type), send->header.data(),
+        ucp_am_send_nbx(endpoint, static_cast<unsigned>(send->type), send->header.data(),
                         send->header.size(), send->payload.data(), send->payload.size(), &params);
     if (UCS_PTR_IS_PTR(request)) {
       ++peer->sends;

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/device_memory.h"
+#include "tests/fakes/wait_limit.h"
 #include "tests/transport/landing_sink.h"
 #include "tests/transport/peer_process.h"
 #include "tests/transport/recording_sink.h"
@@ -90,7 +91,7 @@ TEST_F(UcxGpu, ARefusedPayloadEndsItsSend) {
   absl::Notification done;
   transport->Send(to, MessageType::kChunk, {}, region->bytes(),  // more than the peer has room for
                   [&](const absl::Status&) { done.Notify(); });
-  EXPECT_TRUE(done.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(done.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   transport->Send(to, MessageType::kChunk, {}, region->bytes().first(4096),
                   [](const absl::Status&) {});
   EXPECT_TRUE(sink.AwaitMessages(1).has_value());
@@ -118,9 +119,9 @@ void LosesABusyPeer(Transport& transport, LandingSink& sink, DeviceMemory& devic
                      if (++done == 2) busy.Notify();
                    });
   }
-  ASSERT_TRUE(busy.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  ASSERT_TRUE(busy.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   end(**peer, to);
-  EXPECT_TRUE(sink.AwaitLost(absl::Seconds(2)));
+  EXPECT_TRUE(sink.AwaitLost(fakes::kWaitLimit));
   EXPECT_EQ(sink.open_at_loss(), 0);
   EXPECT_EQ(done, kSends);
   transport.Stop();

@@ -86,7 +86,7 @@ void LosesABusyPeer(const std::string& role, int signal) {
   }
   ASSERT_TRUE(busy.WaitForNotificationWithTimeout(fakes::kWaitLimit));
   (*peer)->Signal(signal);
-  EXPECT_TRUE(sink.AwaitLost(absl::Seconds(2)));
+  EXPECT_TRUE(sink.AwaitLost(fakes::kWaitLimit));
   EXPECT_EQ(sink.why().code(), absl::StatusCode::kUnavailable) << sink.why();
   EXPECT_EQ(sink.open_at_loss(), 0);
   EXPECT_EQ(done, kSends);
@@ -115,7 +115,7 @@ TEST(UcxProcesses, AfterAKilledPeerItsSuccessorIsServed) {
     transport->Send(to, MessageType::kAck, {}, {}, [](const absl::Status&) {});
     ASSERT_TRUE(sink.AwaitMessages(round).has_value());
     (*peer)->Signal(SIGKILL);
-    ASSERT_TRUE(sink.AwaitLost(to, absl::Seconds(2)).has_value());
+    ASSERT_TRUE(sink.AwaitLost(to).has_value());
   }
   transport->Stop();
 }

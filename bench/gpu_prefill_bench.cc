@@ -21,6 +21,7 @@
 #include "common/status_macros.h"
 #include "kernels/cuda/device.h"
 #include "kvcodec/plan.h"
+#include "model/config_reader.h"
 #include "model/model.h"
 #include "rpc/convert.h"
 #include "tests/integration/cluster.h"
@@ -39,6 +40,7 @@ using testing::Answer;
 using testing::Cluster;
 
 constexpr char kPrefill[] = "prefill-0", kLinkPrefill[] = "prefill-1";
+constexpr char kDecode[] = "decode-0", kBaseDecode[] = "decode-1";
 constexpr char kBase[] = "fp16";  // what the codec is compared with on the link
 constexpr int kNewTokens = 8;     // the statistics of the hand-off arrive before the last one
 constexpr int kSlotBytes = 8 << 20;
@@ -73,26 +75,36 @@ struct HandOff {
 
 class Bench {
  public:
-  Bench(const Options& options, PlainPrefill& plain, Report& report)
-      : options_(options), plain_(plain), report_(report) {}
+  // shape: of the model.
+  Bench(const Options& options, model::ModelConfig shape, Report& report)
+      : options_(options), shape_(std::move(shape)), report_(report) {}
 
-  absl::Status StartCluster() {
-    KVF_ASSIGN_OR_RETURN(const std::vector<std::string> decode, DecodeSettings(options_.codec));
-    KVF_ASSIGN_OR_RETURN(cluster_, Cluster::Start({.codec = options_.codec,
-                                                   .set_prefill = PrefillSettings(),
-                                                   .set_decode = decode,
+  // The router alone: each part starts the workers that it needs, together, since a large model
+  // takes each of them a minute.
+  absl::Status StartRouter() {
+    KVF_ASSIGN_OR_RETURN(cluster_, Cluster::Start({.prefill_workers = 0,
+                                                   .decode_workers = 0,
                                                    .random_weights = options_.config,
                                                    .start_limit = kStartLimit}));
     return absl::OkStatus();
   }
 
-  absl::Status MeasureCompute() {
+  // What compute and exposed are measured on.
+  absl::Status StartPair() {
+    KVF_ASSIGN_OR_RETURN(Cluster::Worker decode, DecodeWorker(kDecode, options_.codec));
+    KVF_RETURN_IF_ERROR(
+        cluster_->Launch({decode, {kPrefill, rpc::Role::kPrefill, PrefillSettings()}}));
+    has_pair_ = true;
+    return AwaitWorkers({kDecode, kPrefill});
+  }
+
+  absl::Status MeasureCompute(PlainPrefill& plain) {
     const std::vector<std::int32_t> ids = Prompt(options_.tokens);
     KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(options_.codec));
     std::vector<double> ratios, alone, shipped, exposed;
     v1::HandoffStats stats;
     for (int round = 0; round <= options_.rounds; ++round) {
-      KVF_ASSIGN_OR_RETURN(const double off, plain_.Run(ids, codec.raw_type));
+      KVF_ASSIGN_OR_RETURN(const double off, plain.Run(ids, codec.raw_type));
       KVF_ASSIGN_OR_RETURN(const HandOff on, Ship(ids, options_.codec));
       if (round == 0) continue;  // connects, maps memory, chooses algorithms
       alone.push_back(off);
@@ -153,7 +165,7 @@ class Bench {
   };
 
   std::vector<std::int32_t> Prompt(int tokens) const {
-    return RandomPrompt(tokens, plain_.config().vocabulary);
+    return RandomPrompt(tokens, shape_.vocabulary);
   }
   std::uint64_t LinkBytesPerSecond() const {
     return static_cast<std::uint64_t>(options_.link_gbit_per_s * 1e9 / 8);
@@ -174,39 +186,50 @@ class Bench {
     if (GpuToGpu()) settings.push_back("transport.required=cuda_ipc");
     return settings;
   }
-  // A pool for two of the longest sequences.
-  absl::StatusOr<std::vector<std::string>> DecodeSettings(const std::string& name) const {
-    const model::ModelConfig& shape = plain_.config();
+  // With a pool for two of the longest sequences.
+  absl::StatusOr<Cluster::Worker> DecodeWorker(const std::string& worker,
+                                               const std::string& name) const {
     KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::FindCodec(name));
     KVF_ASSIGN_OR_RETURN(
         const std::size_t bytes,
         codec::HandoffBytes(
             std::max(options_.tokens, options_.long_tokens) + 2 * codec::kBlockTokens, codec,
-            {.layers = shape.layers, .kv_heads = shape.kv_heads, .head_dim = shape.head_dim}));
+            {.layers = shape_.layers, .kv_heads = shape_.kv_heads, .head_dim = shape_.head_dim}));
     std::vector<std::string> settings = WorkerSettings(options_.decode_device, GpuToGpu());
     settings.push_back(absl::StrCat("landing_slot_bytes=", kSlotBytes));
     settings.push_back("max_sequences=4");
     settings.push_back(absl::StrCat("pool_bytes=", 2 * bytes));
-    return settings;
+    settings.push_back(absl::StrCat("codec=", name));
+    return Cluster::Worker{worker, rpc::Role::kDecode, settings};
   }
 
-  // The prefill worker gives way to one whose payloads go over TCP, at the rate of the link; a
-  // decode worker of the other codec joins.
+  // Until these are attached, and nobody else.
+  absl::Status AwaitWorkers(const std::vector<std::string>& names) {
+    return cluster_->AwaitRouter(kStartLimit, [&names](const v1::GetStateResponse& state) {
+      const auto known = [&names](const v1::WorkerState& worker) {
+        return std::find(names.begin(), names.end(), worker.name()) != names.end();
+      };
+      return state.workers_size() == static_cast<int>(names.size()) &&
+             std::all_of(state.workers().begin(), state.workers().end(), known);
+    });
+  }
+
+  // A prefill worker whose payloads go over TCP, at the rate of the link, in place of the one that
+  // there may be, and decode workers of both codecs.
   absl::Status StartLink() {
-    cluster_->Stop(kPrefill);
     std::vector<std::string> settings = WorkerSettings(options_.prefill_device, false);
     settings.push_back(absl::StrCat("chunk_tokens=", options_.chunk_tokens));
     settings.push_back(absl::StrCat("send_slot_bytes=", kSlotBytes));
     settings.push_back(absl::StrCat("transport.rate_limit_bytes_per_s=", LinkBytesPerSecond()));
-    KVF_RETURN_IF_ERROR(cluster_->Launch(kLinkPrefill, rpc::Role::kPrefill, settings));
-    KVF_ASSIGN_OR_RETURN(std::vector<std::string> decode, DecodeSettings(kBase));
-    decode.push_back(absl::StrCat("codec=", kBase));
-    KVF_RETURN_IF_ERROR(cluster_->Launch("decode-1", rpc::Role::kDecode, decode));
-    return cluster_->AwaitRouter(kStartLimit, [](const v1::GetStateResponse& state) {
-      const auto gone = [](const v1::WorkerState& worker) { return worker.name() != kPrefill; };
-      return state.workers_size() == 3 &&
-             std::all_of(state.workers().begin(), state.workers().end(), gone);
-    });
+    std::vector<Cluster::Worker> workers = {{kLinkPrefill, rpc::Role::kPrefill, settings}};
+    KVF_ASSIGN_OR_RETURN(workers.emplace_back(), DecodeWorker(kBaseDecode, kBase));
+    if (has_pair_) {
+      cluster_->Stop(kPrefill);
+    } else {
+      KVF_ASSIGN_OR_RETURN(workers.emplace_back(), DecodeWorker(kDecode, options_.codec));
+    }
+    KVF_RETURN_IF_ERROR(cluster_->Launch(workers));
+    return AwaitWorkers({kDecode, kBaseDecode, kLinkPrefill});
   }
 
   absl::StatusOr<Exposure> Exposed(const std::vector<std::string>& codecs) {
@@ -266,9 +289,10 @@ class Bench {
   }
 
   const Options& options_;
-  PlainPrefill& plain_;
+  const model::ModelConfig shape_;
   Report& report_;
   std::unique_ptr<Cluster> cluster_;
+  bool has_pair_ = false;
 };
 
 absl::Status Run(const Options& options, int argc, char** argv) {
@@ -277,22 +301,29 @@ absl::Status Run(const Options& options, int argc, char** argv) {
            std::find(options.only.begin(), options.only.end(), part) != options.only.end();
   };
   Report report("gpu_prefill", argc, argv);
-  std::cerr << "random weights of " << options.config << '\n';
-  KVF_ASSIGN_OR_RETURN(
-      const auto plain,
-      PlainPrefill::Load({.config = options.config,
-                          .device = options.prefill_device,
-                          .compute = options.compute == "bf16" ? model::ComputeType::kBf16
-                                                               : model::ComputeType::kFp32,
-                          .chunk_tokens = options.chunk_tokens}));
-  Bench bench(options, *plain, report);
-  std::cerr << "starting the workers\n";
-  KVF_RETURN_IF_ERROR(bench.StartCluster());
-  if (wanted("compute")) KVF_RETURN_IF_ERROR(bench.MeasureCompute());
+  KVF_ASSIGN_OR_RETURN(model::ModelConfig shape, model::ReadHuggingFaceConfig(options.config));
+  Bench bench(options, std::move(shape), report);
+  KVF_RETURN_IF_ERROR(bench.StartRouter());
+  if (wanted("compute") || wanted("exposed")) {
+    std::cerr << "starting workers with random weights of " << options.config << '\n';
+    KVF_RETURN_IF_ERROR(bench.StartPair());
+  }
+  if (wanted("compute")) {
+    std::cerr << "the same weights in this process\n";
+    KVF_ASSIGN_OR_RETURN(
+        const auto plain,
+        PlainPrefill::Load({.config = options.config,
+                            .device = options.prefill_device,
+                            .compute = options.compute == "bf16" ? model::ComputeType::kBf16
+                                                                 : model::ComputeType::kFp32,
+                            .chunk_tokens = options.chunk_tokens}));
+    KVF_RETURN_IF_ERROR(bench.MeasureCompute(*plain));
+  }
   if (wanted("exposed")) KVF_RETURN_IF_ERROR(bench.MeasureExposed());
   // What has been measured is kept if the last part does not come to its end.
   KVF_RETURN_IF_ERROR(report.Write(options.out));
   if (!wanted("link")) return absl::OkStatus();
+  std::cerr << "starting the workers of the link\n";
   KVF_RETURN_IF_ERROR(bench.MeasureLink());
   return report.Write(options.out);
 }

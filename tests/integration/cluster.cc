@@ -84,17 +84,18 @@ absl::StatusOr<std::unique_ptr<Cluster>> Cluster::Start(const ClusterOptions& op
   }
   if (!options.random_weights.empty())
     KVF_RETURN_IF_ERROR(MakeShapeFolder(options.random_weights, cluster->folder_ + "/model"));
-  KVF_RETURN_IF_ERROR(cluster->Launch("router", rpc::Role::kRouter, options.set_router));
+  KVF_RETURN_IF_ERROR(cluster->Launch({{"router", rpc::Role::kRouter, options.set_router}}));
   cluster->router_address_ = cluster->processes_.at("router").address;
+  std::vector<Worker> all;
   for (int i = 0; i < options.decode_workers; ++i) {
     std::vector<std::string> settings = options.set_decode;
     settings.insert(settings.begin(), absl::StrCat("codec=", options.codec));
-    KVF_RETURN_IF_ERROR(cluster->Launch(absl::StrCat("decode-", i), rpc::Role::kDecode, settings));
+    all.push_back({absl::StrCat("decode-", i), rpc::Role::kDecode, settings});
   }
   for (int i = 0; i < options.prefill_workers; ++i) {
-    KVF_RETURN_IF_ERROR(
-        cluster->Launch(absl::StrCat("prefill-", i), rpc::Role::kPrefill, options.set_prefill));
+    all.push_back({absl::StrCat("prefill-", i), rpc::Role::kPrefill, options.set_prefill});
   }
+  KVF_RETURN_IF_ERROR(cluster->Launch(all));
   v1::TlsConfig tls;
   rpc::SetCertificateFiles(cluster->certs(), rpc::Role::kClient, tls);
   KVF_ASSIGN_OR_RETURN(rpc::Credentials credentials, rpc::Credentials::Load(tls));
@@ -114,36 +115,47 @@ Cluster::~Cluster() {
   std::filesystem::remove_all(folder_, error);
 }
 
-absl::Status Cluster::Launch(const std::string& name, rpc::Role role,
-                             std::vector<std::string> settings) {
+absl::Status Cluster::Launch(const std::vector<Worker>& workers) {
+  for (const Worker& worker : workers) {
+    KVF_RETURN_IF_ERROR(SetCommand(worker));
+    KVF_RETURN_IF_ERROR(BeginProcess(worker.name));
+  }
+  // They share the cores: the first may take as long as all would, one after the other.
+  const absl::Duration limit = options_.start_limit * static_cast<int>(workers.size());
+  for (const Worker& worker : workers) KVF_RETURN_IF_ERROR(AwaitAddress(worker.name, limit));
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::SetCommand(const Worker& worker) {
   std::string host = "127.0.0.1";
   if (network_ != nullptr) {
-    KVF_RETURN_IF_ERROR(network_->AddHost(name));
-    host = network_->Address(name);
+    KVF_RETURN_IF_ERROR(network_->AddHost(worker.name));
+    host = network_->Address(worker.name);
   }
   v1::TlsConfig tls;
-  rpc::SetCertificateFiles(certs(), role, tls);
-  for (std::string& setting : ModelSettings(role)) settings.push_back(std::move(setting));
+  rpc::SetCertificateFiles(certs(), worker.role, tls);
+  std::vector<std::string> settings = worker.settings;
+  for (std::string& setting : ModelSettings(worker.role)) settings.push_back(std::move(setting));
   settings.push_back(absl::StrCat("tls.ca_file=", tls.ca_file()));
   settings.push_back(absl::StrCat("tls.cert_file=", tls.cert_file()));
   settings.push_back(absl::StrCat("tls.key_file=", tls.key_file()));
-  if (role == rpc::Role::kRouter) {
+  if (worker.role == rpc::Role::kRouter) {
     settings.push_back(absl::StrCat("listen_address=", host, ":0"));
   } else {
-    settings.push_back(absl::StrCat("worker.name=", name));
+    settings.push_back(absl::StrCat("worker.name=", worker.name));
     settings.push_back(absl::StrCat("worker.listen_address=", host, ":0"));
     settings.push_back(absl::StrCat("worker.router_addresses+=", router_address_));
     settings.push_back("model.threads=2");
   }
   std::vector<std::string> command = {
-      absl::StrCat(ProgramFolder(), "/", std::string(rpc::RoleName(role)))};
+      absl::StrCat(ProgramFolder(), "/", std::string(rpc::RoleName(worker.role)))};
   for (const std::string& setting : settings) {
     command.push_back("--set");
     command.push_back(setting);
   }
-  if (network_ != nullptr) command = network_->OnHost(name, std::move(command));
-  processes_[name].command = std::move(command);
-  return StartProcess(name);
+  if (network_ != nullptr) command = network_->OnHost(worker.name, std::move(command));
+  processes_[worker.name].command = std::move(command);
+  return absl::OkStatus();
 }
 
 std::vector<std::string> Cluster::ModelSettings(rpc::Role role) const {
@@ -155,14 +167,18 @@ std::vector<std::string> Cluster::ModelSettings(rpc::Role role) const {
           "model.name=random"};
 }
 
-absl::Status Cluster::StartProcess(const std::string& name) {
+absl::Status Cluster::BeginProcess(const std::string& name) {
   Process& process = processes_.at(name);
   process.child.reset();
   KVF_ASSIGN_OR_RETURN(
       process.child,
       cli::ChildProcess::Start(process.command, absl::StrCat(folder_, "/", name, ".log")));
-  KVF_ASSIGN_OR_RETURN(process.address,
-                       process.child->WaitForValue("address", options_.start_limit));
+  return absl::OkStatus();
+}
+
+absl::Status Cluster::AwaitAddress(const std::string& name, absl::Duration limit) {
+  Process& process = processes_.at(name);
+  KVF_ASSIGN_OR_RETURN(process.address, process.child->WaitForValue("address", limit));
   return absl::OkStatus();
 }
 
@@ -283,7 +299,10 @@ void Cluster::Stop(const std::string& name) {
   processes_.at(name).child->Wait(kStopLimit);
 }
 
-absl::Status Cluster::Restart(const std::string& name) { return StartProcess(name); }
+absl::Status Cluster::Restart(const std::string& name) {
+  KVF_RETURN_IF_ERROR(BeginProcess(name));
+  return AwaitAddress(name, options_.start_limit);
+}
 
 std::string Cluster::Log(const std::string& name) const {
   std::ifstream file(absl::StrCat(folder_, "/", name, ".log"));

@@ -72,8 +72,15 @@ class Cluster {
   absl::Status Restart(const std::string& name);
   // SIGTERM, which lets it finish; killed when that takes longer than 10 s.
   void Stop(const std::string& name);
-  // Starts one more worker. Its name begins with its role ("decode-2").
-  absl::Status Launch(const std::string& name, rpc::Role role, std::vector<std::string> settings);
+  // A worker's name begins with its role ("decode-2").
+  struct Worker {
+    std::string name;
+    rpc::Role role;
+    std::vector<std::string> settings;  // path=value
+  };
+  // Starts more workers, all at once, and waits until each listens. kAborted: one has ended;
+  // kDeadlineExceeded: one was not ready within the options' limit, times how many they are.
+  absl::Status Launch(const std::vector<Worker>& workers);
   TestNetwork* network() { return network_.get(); }
   const std::string& router_address() const { return router_address_; }
   std::string certs() const { return folder_ + "/certs"; }
@@ -89,7 +96,9 @@ class Cluster {
   };
   explicit Cluster(ClusterOptions options) : options_(std::move(options)) {}
   std::vector<std::string> ModelSettings(rpc::Role role) const;
-  absl::Status StartProcess(const std::string& name);
+  absl::Status SetCommand(const Worker& worker);
+  absl::Status BeginProcess(const std::string& name);  // by its command
+  absl::Status AwaitAddress(const std::string& name, absl::Duration limit);
 
   ClusterOptions options_;
   std::string folder_;

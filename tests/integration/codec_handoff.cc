@@ -172,7 +172,7 @@ absl::Status CodecHandoff::StartDecode(const std::string& setting) {
         std::string("max_sequences=4"), std::string("pool_bytes=67108864")}) {
     settings.push_back(other);
   }
-  KVF_RETURN_IF_ERROR(cluster_->Launch(decode_, rpc::Role::kDecode, settings));
+  KVF_RETURN_IF_ERROR(cluster_->Launch({{decode_, rpc::Role::kDecode, settings}}));
   return cluster_->AwaitRouter(
       kAttachLimit, [](const v1::GetStateResponse& state) { return state.workers_size() == 2; });
 }

@@ -61,7 +61,7 @@ test_one() {
 
 if [ -n "$run_tests" ]; then
   while read -r test; do
-    wanted "$test" && test_one "$test" 400 "bin/$test" --gtest_output="json:$out/$test.json"
+    wanted "$test" && test_one "$test" 500 "bin/$test" --gtest_output="json:$out/$test.json"
   done <gpu_tests.txt
 fi
 if [ -n "$run_sanitizer" ]; then

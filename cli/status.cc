@@ -79,7 +79,8 @@ void PrintState(const v1::GetStateResponse& state) {
            worker.total_pages() == 0 ? "-"
                                      : absl::StrCat(worker.free_pages(), "/", worker.total_pages()),
            FormatSeconds(rpc::ToSeconds(worker.last_report())) + " ago",
-           absl::StrJoin(worker.codecs(), " ")});
+           absl::StrCat(absl::StrJoin(worker.codecs(), " "),
+                        worker.no_prefill() ? " (no prefill worker makes it)" : "")});
     }
     std::cout << '\n' << FormatTable(rows);
   }

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/log.h"
 #include "rpc/status.h"
 
@@ -11,6 +13,9 @@ namespace kvferry::router {
 namespace {
 
 constexpr absl::Duration kQueueRetry = absl::Seconds(1);  // the hint of a full queue
+// Workers that look for a router ask again every 2 s (rpc/registry_client.cc): all that are there
+// have joined a router by then.
+constexpr absl::Duration kJoinLimit = absl::Seconds(5);
 constexpr std::size_t kMaxUnreleased = 4096;  // per lost worker; the grants' leases do the rest
 
 }  // namespace
@@ -223,10 +228,13 @@ void Engine::Dispatch() {
       continue;
     }
     run->no_route = result.why;
-    if (result.why == NoRoute::kNeverFits || result.why == NoRoute::kContext) {
+    const bool not_made = result.why == NoRoute::kNotMade;
+    if (result.why == NoRoute::kNeverFits || result.why == NoRoute::kContext ||
+        (not_made && now >= run->submitted + kJoinLimit)) {
       Apply(run, run->machine.OnHopeless(QueueError(*run)));
       continue;
     }
+    if (not_made) DispatchAt(run->submitted + kJoinLimit);
     if (result.retry_at < absl::InfiniteDuration()) DispatchAt(result.retry_at);
     blocked.insert(run->spec.codec);
   }
@@ -265,6 +273,8 @@ absl::Status Engine::QueueError(const Run& run) const {
       return absl::UnavailableError(absl::StrCat(waited, ": no prefill worker", codec,
                                                  " is attached; `kvferry status` lists the "
                                                  "workers"));
+    case NoRoute::kNotMade:
+      return NotMadeError(run);
     case NoRoute::kContext:
       return absl::InvalidArgumentError(absl::StrCat(
           "max_tokens: prompt and answer are ", run.spec.prompt.size() + run.spec.max_new_tokens,
@@ -278,6 +288,18 @@ absl::Status Engine::QueueError(const Run& run) const {
       absl::ResourceExhaustedError(absl::StrCat(waited, ": all workers are full; ask again"));
   rpc::SetRetryHint(full, kQueueRetry);
   return full;
+}
+
+absl::Status Engine::NotMadeError(const Run& run) const {
+  const std::set<std::string>& known = registry_.known_codecs();
+  const std::string codecs =
+      run.spec.codec.empty() ? absl::StrJoin(known, "\", \"") : run.spec.codec;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "codec: no attached prefill worker makes \"", codecs, "\"",
+      absl::StrContains(codecs, "codebooks=")
+          ? "; name the file with these codebooks in the setting `codebooks` of a prefill worker"
+          : "",
+      "; `kvferry status` lists what each makes"));
 }
 
 void Engine::UpdateGauges() {

@@ -120,6 +120,7 @@ class Engine {
   void DispatchAt(MonoTime when);
   void Assign(const RunPtr& run, const Route& route);
   absl::Status QueueError(const Run& run) const;
+  absl::Status NotMadeError(const Run& run) const;
 
   void Apply(const RunPtr& run, const Request::Actions& actions);
   void Do(const RunPtr& run, const Request::Enqueue& action);

@@ -40,8 +40,8 @@ absl::StatusOr<Registry::Joined> Registry::Join(WorkerInfo info, MonoTime now) {
     joined.replaced.push_back(std::move(it->second));
     it = workers_.erase(it);
   }
-  if (info.kind == WorkerKind::kDecode)
-    known_codecs_.insert(info.codecs.begin(), info.codecs.end());
+  std::set<std::string>& codecs = info.kind == WorkerKind::kDecode ? known_codecs_ : made_codecs_;
+  codecs.insert(info.codecs.begin(), info.codecs.end());
   joined.attachment = Attachment{next_attachment_++};
   Worker& worker = workers_[joined.attachment];
   worker.info = std::move(info);

@@ -99,13 +99,15 @@ class Registry {
   // Codecs that decode workers have brought since the router started: a request for one of them is
   // worth waiting for.
   const std::set<std::string>& known_codecs() const { return known_codecs_; }
+  // What prefill workers have listed since then.
+  const std::set<std::string>& made_codecs() const { return made_codecs_; }
 
   const Limits& limits() const { return limits_; }
 
  private:
   const Limits limits_;
   std::map<Attachment, Worker> workers_;
-  std::set<std::string> known_codecs_;
+  std::set<std::string> known_codecs_, made_codecs_;
   std::uint64_t next_attachment_ = 1;
   MonoTime last_check_ = -absl::InfiniteDuration();
 };

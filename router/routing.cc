@@ -5,8 +5,16 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/string_view.h"
+#include "kvcodec/profile.h"
+
 namespace kvferry::router {
 namespace {
+
+constexpr absl::string_view kCodebooks = "codebooks=";
 
 bool TakesWork(const Worker& worker) {
   return worker.reported && !worker.draining() && !worker.stalled;
@@ -15,6 +23,11 @@ bool TakesWork(const Worker& worker) {
 bool HasCodec(const Worker& worker, const std::string& codec) {
   const std::vector<std::string>& codecs = worker.info.codecs;
   return codec.empty() || std::find(codecs.begin(), codecs.end(), codec) != codecs.end();
+}
+
+bool Makes(const Worker& worker, const std::string& codec) {
+  return worker.info.kind == WorkerKind::kPrefill &&
+         (HasCodec(worker, codec) || HasCodec(worker, MadeAs(codec)));
 }
 
 bool Holds(const Worker& worker, const RouteRequest& request) {
@@ -75,16 +88,12 @@ std::vector<const Worker*> DecodeCandidates(const Registry& registry, const Rout
 // Null: none; `result` says why.
 const Worker* BestPrefill(const Registry& registry, const RouteRequest& request,
                           const Worker& decode, MonoTime now, RouteResult& result) {
-  // The transfer is made in the decode worker's own codec when the request names none. A prefill
-  // worker lists plain names; "kivi-2-g64:sinks=8" is a parametrization of one of them.
+  // The transfer is made in the decode worker's own codec when the request names none.
   const std::string& codec = request.codec.empty() ? decode.info.codecs.front() : request.codec;
-  const std::string plain = codec.substr(0, codec.find(':'));
   std::vector<const Worker*> candidates;
   for (const auto& [attachment, worker] : registry.workers()) {
-    if (worker.info.kind == WorkerKind::kPrefill && TakesWork(worker) && Holds(worker, request) &&
-        (HasCodec(worker, codec) || HasCodec(worker, plain))) {
+    if (Makes(worker, codec) && TakesWork(worker) && Holds(worker, request))
       candidates.push_back(&worker);
-    }
   }
   candidates =
       Sorted(std::move(candidates), [&](const Worker& w) { return PrefillRank(w, request); });
@@ -97,7 +106,42 @@ const Worker* BestPrefill(const Registry& registry, const RouteRequest& request,
   return nullptr;
 }
 
+// Whether waiting is in vain: the prefill workers are there, and none of this router's time makes
+// what the request may go to. One that does and has left may come back.
+bool NobodyMakes(const Registry& registry, const RouteRequest& request) {
+  const auto made = [&registry](const std::string& codec) {
+    return registry.made_codecs().contains(codec) || registry.made_codecs().contains(MadeAs(codec));
+  };
+  const auto& workers = registry.workers();
+  return std::any_of(workers.begin(), workers.end(),
+                     [](const auto& entry) {
+                       return entry.second.info.kind == WorkerKind::kPrefill &&
+                              TakesWork(entry.second);
+                     }) &&
+         (request.codec.empty()
+              ? std::none_of(registry.known_codecs().begin(), registry.known_codecs().end(), made)
+              : !made(request.codec));
+}
+
 }  // namespace
+
+std::string MadeAs(std::string_view codec) {
+  const bool is_profile = absl::StartsWith(ToAbsl(codec), ToAbsl(codec::kProfilePrefix));
+  const std::size_t colon = codec.find(':', is_profile ? codec::kProfilePrefix.size() : 0);
+  std::string made(codec.substr(0, colon));
+  if (colon == std::string_view::npos) return made;
+  for (const absl::string_view parameter : absl::StrSplit(ToAbsl(codec.substr(colon + 1)), ',')) {
+    if (absl::StartsWith(parameter, kCodebooks)) absl::StrAppend(&made, ":", parameter);
+  }
+  return made;
+}
+
+bool HasPrefill(const Registry& registry, const Worker& decode) {
+  const auto& workers = registry.workers();
+  return std::any_of(workers.begin(), workers.end(), [&decode](const auto& entry) {
+    return Makes(entry.second, decode.info.codecs.front());
+  });
+}
 
 RouteResult ChooseRoute(const Registry& registry, const RouteRequest& request, MonoTime now) {
   RouteResult result;
@@ -108,6 +152,8 @@ RouteResult ChooseRoute(const Registry& registry, const RouteRequest& request, M
       return result;
     }
   }
+  if (result.why == NoRoute::kNoPrefill && NobodyMakes(registry, request))
+    result.why = NoRoute::kNotMade;
   return result;
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 
 #include "common/clock.h"
 #include "common/ids.h"
@@ -28,6 +29,7 @@ struct Route {
 enum class NoRoute {
   kNoDecode,   // none attached that serves the codec and takes new work
   kNoPrefill,  // none attached that makes the codec and takes new work
+  kNotMade,    // those attached do not make it, and no other has since this router started
   kContext,    // those attached hold shorter sequences only
   kFull,       // all have refused lately; `retry_at`
   kNeverFits,  // every decode worker has said so
@@ -43,5 +45,13 @@ struct RouteResult {
 // worker with the fewest prompt tokens to compute, then the fewest requests; of equals the one that
 // has had the least so far. Draining, stalled and not yet reported workers get nothing. Pure.
 RouteResult ChooseRoute(const Registry& registry, const RouteRequest& request, MonoTime now);
+
+// What a prefill worker lists that makes `codec`: its name without parameters, all but the
+// codebooks. "kivi-2:sinks=8" is made by who has "kivi-2", "kvtuner:c3:recent=64" by "kvtuner:c3",
+// "cq-4c8b:recent=64,codebooks=HASH" by "cq-4c8b:codebooks=HASH".
+std::string MadeAs(std::string_view codec);
+
+// Whether an attached prefill worker makes the codec of this decode worker.
+bool HasPrefill(const Registry& registry, const Worker& decode);
 
 }  // namespace kvferry::router

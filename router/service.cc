@@ -6,6 +6,7 @@
 #include "common/status_macros.h"
 #include "router/convert.h"
 #include "router/generate_call.h"
+#include "router/routing.h"
 #include "router/wire_text.h"
 #include "rpc/convert.h"
 #include "rpc/credentials.h"
@@ -165,8 +166,12 @@ void AdminService::FillState(v1::GetStateResponse& response) const {
   response.set_draining(engine_.draining());
   if (const v1::Fingerprint* fingerprint = registry_service_.fingerprint())
     *response.mutable_fingerprint() = *fingerprint;
-  for (const auto& [attachment, worker] : registry_.workers())
-    FillWorker(worker, now, *response.add_workers());
+  for (const auto& [attachment, worker] : registry_.workers()) {
+    v1::WorkerState& message = *response.add_workers();
+    FillWorker(worker, now, message);
+    message.set_no_prefill(worker.info.kind == WorkerKind::kDecode &&
+                           !HasPrefill(registry_, worker));
+  }
   for (const RunningRequest& request : engine_.Requests())
     FillTransfer(request, *response.add_transfers());
   response.set_queued_requests(static_cast<std::uint32_t>(engine_.queued()));

@@ -369,6 +369,64 @@ TEST_F(NodeTest, ModelInfo) {
   EXPECT_THAT(info.codecs(), ElementsAre("kivi-2"));
 }
 
+// A pool of a coupled codec, and prefill workers that have read its codebooks or others.
+class CodebooksNodeTest : public NodeTest {
+ protected:
+  static constexpr char kPool[] = "cq-4c8b:recent=64,codebooks=00000000000000aa";
+  static constexpr char kBooks[] = "cq-4c8b:codebooks=00000000000000aa";
+  static constexpr char kOtherBooks[] = "cq-4c8b:codebooks=00000000000000bb";
+
+  fakes::FakeWorkerOptions Options(const std::string& name, std::vector<std::string> codecs) {
+    fakes::FakeWorkerOptions options = NodeTest::Options(name);
+    options.codecs = std::move(codecs);
+    return options;
+  }
+  // Of the attached: whose codec no prefill worker makes.
+  std::vector<std::string> WithoutPrefill() {
+    const v1::GetStateResponse state = State();
+    std::vector<std::string> names;
+    for (const v1::WorkerState& worker : state.workers()) {
+      if (worker.no_prefill()) names.push_back(worker.name());
+    }
+    return names;
+  }
+};
+
+TEST_F(CodebooksNodeTest, APrefillWorkerThatHasThemIsWaitedForAndTakesAll) {
+  fakes::FakeDecode decode(Options("d0", {kPool}));
+  fakes::FakePrefill without(Options("p0", {"fp16", kOtherBooks}));
+  AwaitWorkers(2);
+  EXPECT_THAT(WithoutPrefill(), ElementsAre("d0"));
+  const Answer& early = GenerateSoon(Request(5));
+  EXPECT_TRUE(Eventually([&] { return State().queued_requests() == 1; }));
+  fakes::FakePrefill with(Options("p1", {"fp16", kBooks}));
+  AwaitWorkers(3);
+  EXPECT_THAT(WithoutPrefill(), ElementsAre());
+  v1::GenerateRequest named = Request(5);
+  named.set_codec(kPool);
+  for (int i = 0; i < 8; ++i) GenerateSoon(i % 2 == 0 ? Request(5) : named);
+  JoinClients();
+  ExpectTrue(early, 5);
+  for (const auto& answer : answers_) {
+    ExpectTrue(*answer, 5);
+    EXPECT_EQ(answer->finished.attempts(), 1u);
+    EXPECT_EQ(answer->finished.prefill_worker(), "p1");
+  }
+  EXPECT_EQ(without.runs(), 0);
+}
+
+TEST_F(CodebooksNodeTest, MissingOnesAreNamedLongBeforeTheQueueLimit) {
+  fakes::FakeDecode decode(Options("d0", {kPool}));
+  fakes::FakePrefill prefill(Options("p0", {"fp16", kOtherBooks}));
+  AwaitWorkers(2);
+  const Answer answer = Generate(Request(5));
+  EXPECT_EQ(answer.status.code(), absl::StatusCode::kFailedPrecondition) << answer.status;
+  EXPECT_THAT(std::string(answer.status.message()),
+              AllOf(HasSubstr(kPool), HasSubstr("setting `codebooks`")));
+  EXPECT_EQ(decode.reservations(), 0);
+  EXPECT_EQ(prefill.runs(), 0);
+}
+
 TEST_F(NodeTest, StateShowsWorkersAndRequests) {
   const auto decode = Decode("d0");
   const auto prefill = Prefill("p0");

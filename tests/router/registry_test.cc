@@ -176,15 +176,17 @@ TEST_F(RegistryTest, DrainOfAnUnknownWorkerListsTheAttached) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("a, b"));
 }
 
-TEST_F(RegistryTest, KnownCodecsAreThoseOfDecodeWorkersEvenWhenTheyHaveLeft) {
+TEST_F(RegistryTest, KnownAndMadeCodecsStayWhenTheirWorkersHaveLeft) {
   WorkerInfo decode = Info("d", 1);
   decode.codecs = {"kivi-2"};
   const Attachment attachment = Join(decode);
   WorkerInfo prefill = Info("p", 2, WorkerKind::kPrefill);
   prefill.codecs = {"int8"};
-  Join(prefill);
+  const Attachment maker = Join(prefill);
   registry_.Leave(attachment);
+  registry_.Leave(maker);
   EXPECT_THAT(registry_.known_codecs(), UnorderedElementsAre("kivi-2"));
+  EXPECT_THAT(registry_.made_codecs(), UnorderedElementsAre("int8"));
 }
 
 }  // namespace

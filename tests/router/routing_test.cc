@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 
 namespace kvferry::router {
@@ -12,23 +16,22 @@ constexpr MonoTime kNow = absl::Seconds(100);
 class RoutingTest : public testing::Test {
  protected:
   Worker& Add(WorkerKind kind, const std::string& name, std::uint64_t incarnation,
-              const WorkerLoad& load = {.free_pages = 100, .total_pages = 100}) {
+              const WorkerLoad& load, std::vector<std::string> codecs) {
     WorkerInfo info{.kind = kind,
                     .name = name,
                     .incarnation = Incarnation{incarnation},
                     .control_address = "h:1",
-                    .codecs = {"fp16"},
+                    .codecs = std::move(codecs),
                     .max_context_tokens = 1000};
-    if (kind == WorkerKind::kPrefill) info.codecs = {"fp16", "kivi-2", "kivi-4"};
     const Attachment attachment = registry_.Join(info, kNow)->attachment;
     registry_.Report(attachment, load, kNow);
     return registry_.workers().at(attachment);
   }
   Worker& AddDecode(std::uint64_t n, const WorkerLoad& load = {.free_pages = 100}) {
-    return Add(WorkerKind::kDecode, absl::StrCat("d", n), n, load);
+    return Add(WorkerKind::kDecode, absl::StrCat("d", n), n, load, {"fp16"});
   }
   Worker& AddPrefill(std::uint64_t n, const WorkerLoad& load = {}) {
-    return Add(WorkerKind::kPrefill, absl::StrCat("p", n), n, load);
+    return Add(WorkerKind::kPrefill, absl::StrCat("p", n), n, load, {"fp16", "kivi-2", "kivi-4"});
   }
   RouteResult Choose(const RouteRequest& request = {}) {
     return ChooseRoute(registry_, request, kNow);
@@ -127,6 +130,90 @@ TEST_F(RoutingTest, CodecOfTheRequestOrOfTheDecodeWorker) {
   decode.info.codecs = {"fp16:sinks=8"};
   ExpectRoute(1, 11);
   ExpectRoute(1, 11, {.codec = "fp16:sinks=8"});
+}
+
+TEST_F(RoutingTest, MadeAs) {
+  EXPECT_EQ(MadeAs("fp16"), "fp16");
+  EXPECT_EQ(MadeAs("kivi-2:sinks=8,layer.0=8/8"), "kivi-2");
+  EXPECT_EQ(MadeAs("kvtuner:c3"), "kvtuner:c3");
+  EXPECT_EQ(MadeAs("kvtuner:c3:recent=64"), "kvtuner:c3");
+  EXPECT_EQ(MadeAs("cq-4c8b"), "cq-4c8b");
+  EXPECT_EQ(MadeAs("cq-4c8b:codebooks=0123456789abcdef"), "cq-4c8b:codebooks=0123456789abcdef");
+  EXPECT_EQ(MadeAs("cq-4c8b:recent=64,codebooks=0123456789abcdef,layer.0=1/1"),
+            "cq-4c8b:codebooks=0123456789abcdef");
+}
+
+constexpr char kBooks[] = "cq-4c8b:codebooks=00000000000000aa";
+constexpr char kBooksWithWindow[] = "cq-4c8b:recent=64,codebooks=00000000000000aa";
+constexpr char kOtherBooks[] = "cq-4c8b:codebooks=00000000000000bb";
+
+// Of several prefill workers only some have read the codebooks of a pool's codec.
+class CodebooksRoutingTest : public RoutingTest, public testing::WithParamInterface<const char*> {
+ protected:
+  std::string codec() const { return GetParam(); }
+  Worker& AddPool(std::uint64_t n, const std::string& codec) {
+    return Add(WorkerKind::kDecode, absl::StrCat("d", n), n, {.free_pages = 100}, {codec});
+  }
+  Worker& AddMaker(std::uint64_t n, std::vector<std::string> codecs, const WorkerLoad& load = {}) {
+    return Add(WorkerKind::kPrefill, absl::StrCat("p", n), n, load, std::move(codecs));
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Pools, CodebooksRoutingTest, testing::Values(kBooks, kBooksWithWindow));
+
+TEST_P(CodebooksRoutingTest, OnlyWhoHasThem) {
+  AddPool(1, codec());
+  AddMaker(11, {"fp16", "kivi-4"});
+  AddMaker(12, {"fp16", "cq-4c8b", "cq-8c8b:codebooks=00000000000000aa", kOtherBooks});
+  Worker& with = AddMaker(13, {"fp16", kBooks, kOtherBooks}, {.queued_tokens = 9000});
+  ExpectRoute(1, 13);
+  ExpectRoute(1, 13, {.codec = codec()});
+  ExpectRoute(1, 13, {.codec = codec(), .avoid = {Incarnation{13}}});
+  with.refused_until = kNow + absl::Seconds(1);
+  ExpectNone(NoRoute::kFull, {.codec = codec()});
+  with.load.draining = true;
+  ExpectNone(NoRoute::kNoPrefill);
+}
+
+TEST_P(CodebooksRoutingTest, EachPoolHasItsOwn) {
+  Worker& first = AddPool(1, codec());
+  AddPool(2, kOtherBooks);
+  AddMaker(11, {kOtherBooks});
+  AddMaker(12, {kBooks}, {.queued_tokens = 9000});
+  ExpectRoute(1, 12);
+  ExpectRoute(2, 11, {.codec = kOtherBooks});
+  first.own_requests = 1;
+  ExpectRoute(2, 11);
+}
+
+TEST_P(CodebooksRoutingTest, NobodyHasThem) {
+  const Worker& pool = AddPool(1, codec());
+  ExpectNone(NoRoute::kNoPrefill);  // nobody is there yet who could say
+  EXPECT_FALSE(HasPrefill(registry_, pool));
+  Worker& without = AddMaker(11, {"fp16", kOtherBooks});
+  ExpectNone(NoRoute::kNotMade);
+  ExpectNone(NoRoute::kNotMade, {.codec = codec()});
+  EXPECT_FALSE(HasPrefill(registry_, pool));
+  without.reported = false;
+  ExpectNone(NoRoute::kNoPrefill);
+  without.reported = true;
+  // Another pool takes whom any codec suits, and is worth waiting for.
+  const Attachment other = AddPool(2, "fp16").attachment;
+  ExpectRoute(2, 11);
+  ExpectNone(NoRoute::kNotMade, {.codec = codec()});
+  registry_.Leave(other);
+  ExpectNone(NoRoute::kNoPrefill);
+}
+
+TEST_P(CodebooksRoutingTest, WhoHasThemMayComeBack) {
+  const Worker& pool = AddPool(1, codec());
+  AddMaker(11, {"fp16"});
+  const Attachment with = AddMaker(12, {kBooks}).attachment;
+  ExpectRoute(1, 12);
+  EXPECT_TRUE(HasPrefill(registry_, pool));
+  registry_.Leave(with);
+  ExpectNone(NoRoute::kNoPrefill);
+  EXPECT_FALSE(HasPrefill(registry_, pool));
 }
 
 TEST_F(RoutingTest, ADecodeWorkerWithoutAPrefillForItsCodecIsPassedOver) {

@@ -144,9 +144,20 @@ std::vector<std::string> CodecHandoff::MemorySettings() const {
   return {"transport.memory=cuda", "transport.required=cuda_ipc"};
 }
 
-absl::Status CodecHandoff::StartCluster() {
+std::vector<std::string> CodecHandoff::PrefillSettings() const {
   std::vector<std::string> settings = MemorySettings();
   settings.push_back(absl::StrCat("model.device=", devices_.prefill));
+  return settings;
+}
+
+absl::Status CodecHandoff::AwaitWorkers(int count) {
+  return cluster_->AwaitRouter(kAttachLimit, [count](const v1::GetStateResponse& state) {
+    return state.workers_size() == count;
+  });
+}
+
+absl::Status CodecHandoff::StartCluster() {
+  std::vector<std::string> settings = PrefillSettings();
   for (const auto& [codec, path] : codebooks_) {
     settings.push_back(absl::StrCat("codebooks+=", path));
   }
@@ -173,14 +184,18 @@ absl::Status CodecHandoff::StartDecode(const std::string& setting) {
     settings.push_back(other);
   }
   KVF_RETURN_IF_ERROR(cluster_->Launch({{decode_, rpc::Role::kDecode, settings}}));
-  return cluster_->AwaitRouter(
-      kAttachLimit, [](const v1::GetStateResponse& state) { return state.workers_size() == 2; });
+  return AwaitWorkers(prefills_ + 1);
 }
 
 absl::Status CodecHandoff::StopDecode() {
   cluster_->Stop(decode_);
-  return cluster_->AwaitRouter(
-      kAttachLimit, [](const v1::GetStateResponse& state) { return state.workers_size() == 1; });
+  return AwaitWorkers(prefills_);
+}
+
+absl::Status CodecHandoff::StartPlainPrefill() {
+  KVF_RETURN_IF_ERROR(cluster_->Launch(
+      {{absl::StrCat("prefill-", prefills_++), rpc::Role::kPrefill, PrefillSettings()}}));
+  return AwaitWorkers(prefills_);
 }
 
 absl::StatusOr<std::string> CodecHandoff::CodecOfPool() {

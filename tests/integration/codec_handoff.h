@@ -37,11 +37,16 @@ class CodecHandoff {
   // profile of all pairs of bits, all else as it is.
   std::string SettingOf(const std::string& name) const;
 
+  static constexpr char kFirstPrefill[] = "prefill-0";  // it has read all codebooks
+
   // A decode worker of the codec, by its setting. kAborted: it did not start; `log` says why.
   absl::Status StartDecode(const std::string& setting);
   absl::Status StopDecode();
   std::string DecodeLog() const { return cluster_->Log(decode_); }
   absl::StatusOr<std::string> CodecOfPool();
+
+  // A second prefill worker, which has read no codebooks.
+  absl::Status StartPlainPrefill();
 
   // The same prompt each time: kTokens tokens, past a flush of every codec's window.
   static constexpr int kTokens = 72;
@@ -68,7 +73,9 @@ class CodecHandoff {
   absl::Status StartCluster();
   absl::StatusOr<const bench::PrefilledPrompt*> Prefilled(codec::Raw16 type);
   std::string ProfilePath() const { return (folder_ / "all_pairs.json").string(); }
+  std::vector<std::string> PrefillSettings() const;
   std::vector<std::string> MemorySettings() const;
+  absl::Status AwaitWorkers(int count);
 
   HandoffDevices devices_;
   model::TempFolder folder_;                      // of codebooks and profile
@@ -79,6 +86,7 @@ class CodecHandoff {
   std::unique_ptr<Cluster> cluster_;
   std::string decode_;  // the decode worker's name
   int decodes_ = 0;     // that there have been
+  int prefills_ = 1;
 };
 
 }  // namespace kvferry::testing

@@ -17,6 +17,8 @@ COLOURS = {
     "K2V2": "#c2410c",
     "NF4": "#7e22ce",
     "ANF4": "#db2777",
+    "NF3": "#b91c1c",
+    "LM2": "#f59e0b",
     "CQ-2C4B": "#4d7c0f",
     "CQ-4C8B": "#86704a",
     "FP8": "#a16207",
@@ -37,6 +39,8 @@ def read(report):
     for row in report["rows"]:
         if row["what"].endswith("launched early") or ", launched early," in row["what"]:
             continue  # a second measurement of the same shape
+        if row["what"].startswith("kvtuner profile"):
+            continue  # not one codec but a sum over layers of several
         codec, shape = row["what"].split(", ")[:2]
         entry = rows.setdefault((codec, shape), {"us": row["details"]["us"]["median"]})
         if row["baseline"].startswith("best fp16"):
@@ -122,7 +126,7 @@ def main():
         raise SystemExit(f"no colour for {sorted(drawn - COLOURS.keys())}")
     for i, (codec, colour) in enumerate((codec, colour) for codec, colour in COLOURS.items() if codec in drawn):
         name = "best fp16 of LibTorch" if codec == "fp16" else codec
-        at = 60 if i == 0 else 160 + 100 * i
+        at = 60 if i == 0 else 140 + 78 * i
         out += [f'<rect x="{at}" y="{HEIGHT - 22}" width="12" height="12" fill="{colour}"/>', text(at + 18, HEIGHT - 12, name)]
     out += times(rows, 60, 420) + fractions(rows, 500, WIDTH - 20) + ["</svg>"]
     (ROOT / "docs" / "gpu_attention.svg").write_text("\n".join(out) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/quality.md and its plots from bench/results/quality.json and those of these that are beside it, of the same bench:
-quality_coupled*.json and quality_profiles.json, quality_more.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time) and
+quality_coupled*.json and quality_profiles.json, quality_more.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time), quality_layers.json (of that, one layer or head at a time, where it is a run of its own) and
 quality_tables.json (codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
@@ -321,8 +321,9 @@ def report_rows(rows, group, base):
     return text
 
 
-def sensitivity(rows, folder, name):
+def sensitivity(report, folder):
     """One layer, or one KV head, at 2 bits, everything else exact."""
+    rows, name = report["report"]["rows"], report["setup"]["model"]
     parts = ["K and V", "K", "V"]
     by_layer = {}
     for row in rows:
@@ -334,7 +335,7 @@ def sensitivity(rows, folder, name):
         return ""
     heads = sorted({key for cells in by_layer.values() for key in cells if key.startswith("head")})
     columns = [c for c in parts + heads if any(c in cells for cells in by_layer.values())]
-    text = "\n### Layer by layer\n\nMean KL with this layer alone at 2 bits (KIVI, groups of 32), K and V of it, one of the two, or one KV head.\n\n"
+    text = f"\n### Layer by layer\n\n{about(report)} {passages_of(report)}.\n\nMean KL with this layer alone at 2 bits (KIVI, groups of 32), K and V of it, one of the two, or one KV head.\n\n"
     drawn = [c for c in parts if c in columns]
     if drawn:
         bars(folder / "quality_layers.svg", f"{name}: one layer at 2 bits", by_layer, drawn)
@@ -397,7 +398,8 @@ def correlations(layers):
     return text + "| mean | " + " | ".join(f"{v:.3f}" for v in means[0]) + " | " + " | ".join(f"{v:.2f}" for v in means[1]) + " |\n"
 
 
-def information(report, folder):
+def information(report, by_layer, folder):
+    """by_layer: the report that has the groups layers and heads."""
     rows = report["report"]["rows"]
     positions = rows[0]["positions"]
     text = (
@@ -410,7 +412,7 @@ def information(report, folder):
     for group in REPORT_GROUPS:
         if any(row["group"] == group for row in rows):
             text += report_rows(rows, group, base)
-    return text + sensitivity(rows, folder, report["setup"]["model"]) + correlations(report["report"]["correlations"])
+    return text + sensitivity(by_layer, folder) + correlations(report["report"]["correlations"])
 
 
 def render(report, beside, folder):
@@ -460,7 +462,7 @@ def render(report, beside, folder):
         text += other("Longer prompts", beside["long"])
     text += (per_token(beside["tables"]) if "tables" in beside else "") + passkeys(report) + layers(report)
     if "report" in beside:
-        text += information(beside["report"], folder)
+        text += information(beside["report"], beside.get("layers", beside["report"]), folder)
     (folder / "quality.md").write_text(text, encoding="utf-8")
 
 
@@ -495,7 +497,7 @@ def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
     beside = {}
-    for name in (*BESIDE, "python", "long", "tables", "report"):
+    for name in (*BESIDE, "python", "long", "tables", "report", "layers"):
         path = source.with_name(f"quality_{name}.json")
         if path.exists():
             beside[name] = read(path)

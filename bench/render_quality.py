@@ -398,6 +398,21 @@ def correlations(layers):
     return text + "| mean | " + " | ".join(f"{v:.3f}" for v in means[0]) + " | " + " | ".join(f"{v:.2f}" for v in means[1]) + " |\n"
 
 
+def ranked(rows, base):
+    """The changes that gain and lose the most at 2 bits, of those with as many bits as min-max has there or more."""
+    least = min(row["bits"] for row in rows if row["group"] == "keys_values")
+    ratios = {}
+    for row in rows:
+        if row["group"] in REPORT_GROUPS and row["group"] != "production" and row["name"].startswith("2 bits") and row["bits"] >= least:
+            ratio = row["kl"]["value"] / base(row["bits"])
+            ratios.setdefault((ratio, row["bits"]), (row["name"], REPORT_GROUPS[row["group"]][0]))  # once, where sections share it
+    text = "\n### What pays at 2 bits, and what does not\n\n| mean KL, times min-max at equal bits | bits | what | section |\n|---|---|---|---|\n"
+    ordered = sorted(ratios)
+    for ratio, bits in ordered[:6] + ordered[-6:]:
+        text += f"| {up(ratio, 2)} | {up(bits, 2)} | " + " | ".join(ratios[ratio, bits]) + " |\n"
+    return text
+
+
 def information(report, by_layer, folder):
     """by_layer: the report that has the groups layers and heads."""
     rows = report["report"]["rows"]
@@ -409,6 +424,8 @@ def information(report, by_layer, folder):
         "step of the model, each query over those keys and values as codes that were codes when it came. Bits count scales, means, outliers, sinks and window.\n"
     )
     base = at_equal_bits(rows)
+    if any(row["group"] == "keys_values" for row in rows):
+        text += ranked(rows, base)
     for group in REPORT_GROUPS:
         if any(row["group"] == group for row in rows):
             text += report_rows(rows, group, base)

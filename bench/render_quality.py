@@ -259,8 +259,10 @@ def per_token(report):
 
 def passages_of(report):
     setup = report["setup"]
+    passages = "The first passage" if setup["passages"] == 1 else f"{setup['passages']} passages"
+    spread = " of" if setup["passages"] == 1 else ", evenly spread over"
     return (
-        f"{setup['passages']} passages of {setup['prompt_tokens']} + {setup['decode_tokens']} tokens, evenly spread over `{setup['text']}` "
+        f"{passages} of {setup['prompt_tokens']} + {setup['decode_tokens']} tokens{spread} `{setup['text']}` "
         f"(CRC32C {setup['text_crc32c']}, {setup['text_tokens']:,} tokens)"
     )
 

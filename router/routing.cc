@@ -1,6 +1,7 @@
 #include "router/routing.h"
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -25,9 +26,13 @@ bool HasCodec(const Worker& worker, const std::string& codec) {
   return codec.empty() || std::find(codecs.begin(), codecs.end(), codec) != codecs.end();
 }
 
-bool Makes(const Worker& worker, const std::string& codec) {
+// The names of which a prefill worker that makes `codec` lists one.
+std::array<std::string, 2> ListedAs(const std::string& codec) { return {codec, MadeAs(codec)}; }
+
+bool Makes(const Worker& worker, const std::array<std::string, 2>& names) {
   return worker.info.kind == WorkerKind::kPrefill &&
-         (HasCodec(worker, codec) || HasCodec(worker, MadeAs(codec)));
+         std::any_of(names.begin(), names.end(),
+                     [&worker](const std::string& name) { return HasCodec(worker, name); });
 }
 
 bool Holds(const Worker& worker, const RouteRequest& request) {
@@ -90,9 +95,10 @@ const Worker* BestPrefill(const Registry& registry, const RouteRequest& request,
                           const Worker& decode, MonoTime now, RouteResult& result) {
   // The transfer is made in the decode worker's own codec when the request names none.
   const std::string& codec = request.codec.empty() ? decode.info.codecs.front() : request.codec;
+  const std::array<std::string, 2> names = ListedAs(codec);
   std::vector<const Worker*> candidates;
   for (const auto& [attachment, worker] : registry.workers()) {
-    if (Makes(worker, codec) && TakesWork(worker) && Holds(worker, request))
+    if (Makes(worker, names) && TakesWork(worker) && Holds(worker, request))
       candidates.push_back(&worker);
   }
   candidates =
@@ -110,7 +116,10 @@ const Worker* BestPrefill(const Registry& registry, const RouteRequest& request,
 // what the request may go to. One that does and has left may come back.
 bool NobodyMakes(const Registry& registry, const RouteRequest& request) {
   const auto made = [&registry](const std::string& codec) {
-    return registry.made_codecs().contains(codec) || registry.made_codecs().contains(MadeAs(codec));
+    const std::array<std::string, 2> names = ListedAs(codec);
+    return std::any_of(names.begin(), names.end(), [&registry](const std::string& name) {
+      return registry.made_codecs().contains(name);
+    });
   };
   const auto& workers = registry.workers();
   return std::any_of(workers.begin(), workers.end(),
@@ -137,10 +146,10 @@ std::string MadeAs(std::string_view codec) {
 }
 
 bool HasPrefill(const Registry& registry, const Worker& decode) {
+  const std::array<std::string, 2> names = ListedAs(decode.info.codecs.front());
   const auto& workers = registry.workers();
-  return std::any_of(workers.begin(), workers.end(), [&decode](const auto& entry) {
-    return Makes(entry.second, decode.info.codecs.front());
-  });
+  return std::any_of(workers.begin(), workers.end(),
+                     [&names](const auto& entry) { return Makes(entry.second, names); });
 }
 
 RouteResult ChooseRoute(const Registry& registry, const RouteRequest& request, MonoTime now) {

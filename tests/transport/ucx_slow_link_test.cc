@@ -1,6 +1,4 @@
 #include <csignal>
-#include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -10,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "tests/fakes/wait_limit.h"
 #include "tests/integration/test_network.h"
+#include "tests/model/temp_folder.h"
 #include "tests/transport/landing_sink.h"
 #include "tests/transport/peer_process.h"
 #include "tests/transport/recording_sink.h"
@@ -25,19 +24,12 @@ constexpr int kMegabitsPerS = 8;
 class SlowLink : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string folder = std::filesystem::temp_directory_path() / "kvferry-test.XXXXXX";
-    ASSERT_NE(mkdtemp(folder.data()), nullptr);
-    folder_ = folder;
-    auto network = testing::TestNetwork::Create(folder_);
+    auto network = testing::TestNetwork::Create(folder_.path());
     if (absl::IsPermissionDenied(network.status())) GTEST_SKIP() << network.status().message();
     ASSERT_TRUE(network.ok()) << network.status();
     network_ = *std::move(network);
     ASSERT_TRUE(network_->AddHost("test").ok());
     ASSERT_TRUE(network_->AddHost("peer").ok());
-  }
-  void TearDown() override {
-    network_.reset();
-    std::filesystem::remove_all(folder_);
   }
   std::unique_ptr<Transport> MakeTransport(MessageSink* sink) const {
     UcxOptions options;
@@ -58,7 +50,24 @@ class SlowLink : public ::testing::Test {
     return peer.ok() ? *std::move(peer) : nullptr;
   }
 
-  std::string folder_;
+  // A peer that sends chunks without end over the slow link, and who receives them.
+  struct Flood {
+    LandingSink sink;
+    std::unique_ptr<Transport> transport;
+    std::unique_ptr<Region> region;
+    std::unique_ptr<PeerProcess> peer;
+  };
+  void StartFlood(Flood& flood) {
+    flood.transport = MakeTransport(&flood.sink);
+    flood.region = flood.transport->Allocate(4 * kChunkBytes, MemoryKind::kHost).value();
+    flood.sink.LandIn(flood.region->bytes());
+    ASSERT_TRUE(network_->ShapeLink("peer", kMegabitsPerS).ok());
+    flood.peer = StartPeer("flood", *flood.transport);
+    ASSERT_NE(flood.peer, nullptr);
+    ASSERT_TRUE(flood.transport->Connect(flood.peer->address(), kPeerIncarnation, "peer").ok());
+  }
+
+  const model::TempFolder folder_;
   std::unique_ptr<testing::TestNetwork> network_;
 };
 
@@ -79,36 +88,26 @@ TEST_F(SlowLink, APeerThatReceivesAChunkForLongIsKept) {
 }
 
 TEST_F(SlowLink, APeerThatSendsAChunkForLongIsKept) {
-  LandingSink sink;
-  const auto transport = MakeTransport(&sink);
-  const auto region = transport->Allocate(4 * kChunkBytes, MemoryKind::kHost).value();
-  sink.LandIn(region->bytes());
-  ASSERT_TRUE(network_->ShapeLink("peer", kMegabitsPerS).ok());
-  const auto peer = StartPeer("flood", *transport);
-  ASSERT_NE(peer, nullptr);
-  ASSERT_TRUE(transport->Connect(peer->address(), kPeerIncarnation, "peer").ok());
-  EXPECT_TRUE(sink.AwaitEnded(1, kPatience));
-  EXPECT_EQ(sink.failed(), 0);
-  EXPECT_EQ(sink.lost(), 0) << sink.why();
-  transport->Stop();
+  Flood flood;
+  StartFlood(flood);
+  if (HasFatalFailure()) return;
+  EXPECT_TRUE(flood.sink.AwaitEnded(1, kPatience));
+  EXPECT_EQ(flood.sink.failed(), 0);
+  EXPECT_EQ(flood.sink.lost(), 0) << flood.sink.why();
+  flood.transport->Stop();
 }
 
 // No less than on a fast link: what makes up for its slowness must not keep the dead.
 TEST_F(SlowLink, APeerThatStopsInAChunkIsLost) {
-  LandingSink sink;
-  const auto transport = MakeTransport(&sink);
-  const auto region = transport->Allocate(4 * kChunkBytes, MemoryKind::kHost).value();
-  sink.LandIn(region->bytes());
-  ASSERT_TRUE(network_->ShapeLink("peer", kMegabitsPerS).ok());
-  const auto peer = StartPeer("flood", *transport);
-  ASSERT_NE(peer, nullptr);
-  ASSERT_TRUE(transport->Connect(peer->address(), kPeerIncarnation, "peer").ok());
-  ASSERT_TRUE(sink.AwaitAccepted(1));
-  peer->Signal(SIGSTOP);
-  EXPECT_TRUE(sink.AwaitLost(kPatience));
-  EXPECT_EQ(sink.why().code(), absl::StatusCode::kUnavailable) << sink.why();
-  EXPECT_EQ(sink.open_at_loss(), 0);
-  transport->Stop();
+  Flood flood;
+  StartFlood(flood);
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(flood.sink.AwaitAccepted(1));
+  flood.peer->Signal(SIGSTOP);
+  EXPECT_TRUE(flood.sink.AwaitLost(kPatience));
+  EXPECT_EQ(flood.sink.why().code(), absl::StatusCode::kUnavailable) << flood.sink.why();
+  EXPECT_EQ(flood.sink.open_at_loss(), 0);
+  flood.transport->Stop();
 }
 
 }  // namespace

@@ -38,9 +38,16 @@ struct AttentionKernel {
 // With small thread blocks, several on a multiprocessor, or with one large one. The large one
 // leaves few partial results to merge, which is most of the time where one sequence is spread over
 // the device, and reads long runs faster.
+struct AttentionKernels {
+  AttentionKernel small, large;
+};
+
 struct AttentionVariant {
   codec::BlockSpec spec;  // raw_type and codebooks are not looked at
-  AttentionKernel small, large;
+  AttentionKernels any_rows;
+  AttentionKernels few_rows =
+      {};  // faster, for pieces of up to this many rows of q; 0: there is none
+  int most_few_rows = 0;
 };
 
 }  // namespace kvferry::kernels

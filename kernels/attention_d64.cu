@@ -1,8 +1,8 @@
 #include <array>
 
 #include "kernels/device/byte_codes.cuh"
+#include "kernels/device/integer_codes.cuh"
 #include "kernels/device/raw_codes.cuh"
-#include "kernels/device/scalar_codes.cuh"
 
 namespace kvferry::kernels {
 

@@ -230,9 +230,12 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
         absl::StrCat("decode_attention on a GPU: ", codec::SpecText(config.spec),
                      " is not compiled; there are ", ListAttentionVariants()));
   }
-  KVF_ASSIGN_OR_RETURN(const Placed small, Place(variant->small, config, TileCost(config.spec)));
+  const int rows = config.q_heads / config.kv_heads * config.query_tokens;
+  const AttentionKernels& kernels =
+      rows <= variant->most_few_rows ? variant->few_rows : variant->any_rows;
+  KVF_ASSIGN_OR_RETURN(const Placed small, Place(kernels.small, config, TileCost(config.spec)));
   Placed large = small;  // where shared memory is too small for the large thread block
-  if (auto placed = Place(variant->large, config, kHiddenTileCost); placed.ok()) large = *placed;
+  if (auto placed = Place(kernels.large, config, kHiddenTileCost); placed.ok()) large = *placed;
   auto attention = std::make_unique<CudaDecodeAttention>(config, small, large);
   KVF_RETURN_IF_ERROR(attention->Allocate());
   return attention;

@@ -30,9 +30,9 @@ struct AttentionShared {
   static constexpr int kQueryBytes = kHeadDim / 32 * 512;
   static constexpr int kCodes = kWarps * kWarpBytes;   // q for codes
   static constexpr int kPlain = kCodes + kQueryBytes;  // q for values
-  static constexpr int kOnes = kPlain + kQueryBytes;   // 32 bytes of ones, 32 of zeros
-  static constexpr int kUnit = kOnes + 64;             // float[kColumns]
-  static constexpr int kTops = kUnit + kColumns * 4;   // float[kWarps][kColumns]
+  static constexpr int kOnes = kPlain + kQueryBytes / Codes::kColumnsOfRow;
+  static constexpr int kUnit = kOnes + 64;  // behind 32 bytes of ones, 32 of zeros; float[kColumns]
+  static constexpr int kTops = kUnit + kColumns * 4;  // float[kWarps][kColumns]
   static constexpr int kTotals = kTops + kWarps * kColumns * 4;
   static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
   static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
@@ -65,39 +65,46 @@ __device__ __forceinline__ RawTokens raw_tokens(const AttentionArgs& args,
           args.window_capacity};
 }
 
+// -126..127
+__device__ __forceinline__ float power_of_two(int exponent) {
+  return __int_as_float((exponent + 127) << 23);
+}
+
 // The rows of q that one warp brings into shared memory.
-template <int kHeadDim, int kWarps>
+template <class Codes, int kWarps>
 struct QueryLoad {
+  static constexpr int kHeadDim = Codes::kHeadDim;
   static constexpr int kPairs = kHeadDim / 2, kLoads = (kPairs + 31) / 32;
-  static constexpr int kColumnsOfWarp = (kColumns + kWarps - 1) / kWarps;
-  std::uint32_t pairs[kColumnsOfWarp][kLoads];
+  static constexpr int kRows = kColumns / Codes::kColumnsOfRow;
+  static constexpr int kRowsOfWarp = (kRows + kWarps - 1) / kWarps;
+  std::uint32_t pairs[kRowsOfWarp][kLoads];
 
   __device__ __forceinline__ void fetch(const AttentionArgs& args, const AttentionPiece& piece,
                                         int warp, int lane) {
 #pragma unroll
-    for (int c = 0; c < kColumnsOfWarp; ++c) {
-      const int column = warp + c * kWarps;
+    for (int c = 0; c < kRowsOfWarp; ++c) {
+      const int row = warp + c * kWarps;
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         const int pair = lane + 32 * i;
         pairs[c][i] = 0;
-        if (column >= piece.rows || pair >= kPairs) continue;
-        const std::uint16_t* row = args.q + query_row(args, piece, column) * kHeadDim;
-        asm volatile("ld.global.u32 %0,[%1];" : "=r"(pairs[c][i]) : "l"(row + 2 * pair));
+        if (row >= piece.rows || pair >= kPairs) continue;
+        const std::uint16_t* q = args.q + query_row(args, piece, row) * kHeadDim;
+        asm volatile("ld.global.u32 %0,[%1];" : "=r"(pairs[c][i]) : "l"(q + 2 * pair));
       }
     }
   }
 
   // As B fragments, [w][column][j][pair of channels]: each row divided by the power of two that
   // brings its largest value to 0.5..1, so that products with any scale stay in a half; once more
-  // times Codes::q_weight.
-  template <class Codes>
+  // times Codes::q_weight. Where a row has two columns, q for values has its even pairs in the
+  // first and its odd ones in the second.
   __device__ __forceinline__ void store(const AttentionArgs& args, char* q_codes, char* q_plain,
                                         float* unit, int warp, int lane) const {
 #pragma unroll
-    for (int c = 0; c < kColumnsOfWarp; ++c) {
-      const int column = warp + c * kWarps;
-      if (column >= kColumns) break;
+    for (int c = 0; c < kRowsOfWarp; ++c) {
+      const int row = warp + c * kWarps;
+      if (row >= kRows) break;
       float2 x[kLoads];
       float most = 0;
 #pragma unroll
@@ -111,27 +118,38 @@ struct QueryLoad {
       for (int lanes = 1; lanes < 32; lanes *= 2) {
         most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
       }
-      int exponent = 0;
-      if (most > 0 && most < INFINITY) frexpf(most, &exponent);
-      const float shrink = ldexpf(1.0f, -exponent);
+      // most < 2^exponent, but of infinities and what lies at the ends of bf16.
+      const int exponent = min(static_cast<int>(__float_as_uint(most) >> 23) - 126, 126);
+      const float shrink = power_of_two(-exponent);
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         const int pair = lane + 32 * i;
         if (pair >= kPairs) continue;
-        const int at = pair / 16 * 512 + column * 64 + pair % 16 * 4;
         const float low = x[i].x * shrink, high = x[i].y * shrink;
         const float weight = Codes::q_weight(pair % 4);
-        *reinterpret_cast<std::uint32_t*>(q_plain + at) = half2_pack(low, high);
+        const std::uint32_t plain = half2_pack(low, high);
         const std::uint32_t codes = half2_pack(low * weight, high * weight);
-        if constexpr (Codes::q_place(1) == 1) {
-          *reinterpret_cast<std::uint32_t*>(q_codes + at) = codes;
-        } else {
-          auto* lane_codes = reinterpret_cast<std::uint16_t*>(q_codes + at / 16 * 16);
-          lane_codes[Codes::q_place(pair % 4 * 2)] = static_cast<std::uint16_t>(codes);
-          lane_codes[Codes::q_place(pair % 4 * 2 + 1)] = static_cast<std::uint16_t>(codes >> 16);
+#pragma unroll
+        for (int copy = 0; copy < Codes::kColumnsOfRow; ++copy) {
+          const int column = row * Codes::kColumnsOfRow + copy;
+          const int at = pair / 16 * 512 + column * 64 + pair % 16 * 4;
+          if constexpr (Codes::kColumnsOfRow == 1) {
+            *reinterpret_cast<std::uint32_t*>(q_plain + at) = plain;
+          } else if (pair % 2 == copy) {
+            *reinterpret_cast<std::uint32_t*>(q_plain + at / 16 * 8 + pair % 4 / 2 * 4) = plain;
+          }
+          if constexpr (Codes::q_place(1) == 1) {
+            *reinterpret_cast<std::uint32_t*>(q_codes + at) = codes;
+          } else {
+            auto* lane_codes = reinterpret_cast<std::uint16_t*>(q_codes + at / 16 * 16);
+            lane_codes[Codes::q_place(pair % 4 * 2)] = static_cast<std::uint16_t>(codes);
+            lane_codes[Codes::q_place(pair % 4 * 2 + 1)] = static_cast<std::uint16_t>(codes >> 16);
+          }
         }
       }
-      if (lane == 0) unit[column] = args.scale_log2 * ldexpf(1.0f, exponent);
+      if (lane < Codes::kColumnsOfRow) {
+        unit[row * Codes::kColumnsOfRow + lane] = args.scale_log2 * power_of_two(exponent);
+      }
     }
   }
 };
@@ -164,10 +182,12 @@ struct RingStart {
       first[stage] = block < piece.blocks ? blocks.at(block) : nullptr;
     }
   }
+  // Stages [kBegin, kEnd).
+  template <int kBegin, int kEnd>
   __device__ __forceinline__ void load(typename Codes::template Ring<Shared::kStages>& ring,
                                        std::uint32_t loaded) const {
 #pragma unroll
-    for (int stage = 0; stage < Shared::kStages; ++stage) {
+    for (int stage = kBegin; stage < kEnd; ++stage) {
       if (first[stage] != nullptr) {
         ring.load((loaded + stage) % Shared::kStages, first[stage]);
       } else {
@@ -177,38 +197,47 @@ struct RingStart {
   }
 };
 
-// Everything of a piece that one warp does after RingStart. Returns false when a V scale was too
-// large for `range`.
+// Of a warp's part of the 16-bit tokens: the tiles go to the warps that have the fewest blocks.
+template <int kWarps>
+__device__ __forceinline__ int first_tile(const AttentionPiece& piece, int warp) {
+  return (warp + kWarps - piece.blocks % kWarps) % kWarps;
+}
+
+// Sends for the tiles that a warp reads when it has done its last blocks. Not earlier: they would
+// not be in the cache any more.
+template <int kHeadDim, int kWarps>
+__device__ __forceinline__ void prefetch_tiles(const AttentionArgs& args,
+                                               const AttentionPiece& piece, int warp, int lane) {
+  int tile = first_tile<kWarps>(piece, warp);
+  if (tile >= piece.tiles) return;
+  const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
+#pragma unroll 1
+  for (; tile < piece.tiles; tile += kWarps) {
+    const int token = (piece.tile_begin + tile) * kTileTokens + lane % kTileTokens;
+    const std::uint16_t* row = raw.row<kHeadDim>(token, lane >= kTileTokens);
+#pragma unroll
+    for (int at = 0; at < kHeadDim; at += 64) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(row + at));
+    }
+  }
+}
+
+// Everything of a piece that one warp does after RingStart.
 template <class Codes, class Shared>
-__device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const AttentionPiece& piece,
-                                             const RawTokens& raw, char* shared,
+__device__ __forceinline__ void attend_piece(const AttentionArgs& args, const AttentionPiece& piece,
+                                             char* shared,
                                              typename Codes::template Ring<Shared::kStages>& ring,
                                              std::uint32_t& loaded, int warp, int lane,
                                              SoftmaxState<Codes::kHeadDim / 16>& state) {
   constexpr int kStages = Shared::kStages, kWarps = Shared::kWarps;
   const int j = lane % 4;
   const WarpBlocks<Codes::kBytes> blocks(args, piece);
-  const char* q_plain = shared + Shared::kPlain + lane * 16;
+  const char* q_plain = shared + Shared::kPlain + lane * 16 / Codes::kColumnsOfRow;
   const float* units = reinterpret_cast<const float*>(shared + Shared::kUnit);
   const float unit[2] = {units[2 * j], units[2 * j + 1]};
-  int limit[2];  // tokens of the raw list that a column sees
-#pragma unroll
-  for (int column = 0; column < 2; ++column) {
-    const int token = (piece.row_begin + min(2 * j + column, piece.rows - 1)) / args.group;
-    limit[column] = raw.tokens - (args.query_tokens - 1 - token);
-  }
-  // The tiles go to the warps that have the fewest blocks.
-  for (int i = (warp + kWarps - piece.blocks % kWarps) % kWarps; i < piece.tiles; i += kWarps) {
-    const int token = (piece.tile_begin + i) * kTileTokens;
-    attend_raw_tile<Codes::kHeadDim>(
-        [&](int row, bool v) { return raw.row<Codes::kHeadDim>(token + row, v); },
-        [&](int row, int column) { return token + row >= limit[column]; }, args.bf16, unit, q_plain,
-        Codes::kOnesRow, lane, state);
-  }
-  Codes::from_values(state.sums);
-
   const char* q_codes = shared + Shared::kCodes + lane * 16;
   const float code_unit[2] = {unit[0] * Codes::kScoreUnit, unit[1] * Codes::kScoreUnit};
+  typename Codes::Running running(state.range, lane);
   int next = warp + kStages * kWarps;  // block to load next
   const char* following = next < piece.blocks ? blocks.at(next) : nullptr;
 #pragma unroll 1
@@ -216,7 +245,7 @@ __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const At
     const int stage = loaded % kStages;
     const char* at = ring.wait(stage, loaded / kStages % 2);
     Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, args.bf16, unit, code_unit, lane,
-                  BlockSite{args, piece, shared + Shared::kTables, piece.kv_head, i}, state);
+                  BlockSite{args, piece, shared + Shared::kTables, piece.kv_head, i}, running);
     __syncwarp();
     if (following != nullptr) {
       ring.load(stage, following);
@@ -224,16 +253,27 @@ __device__ __forceinline__ bool attend_piece(const AttentionArgs& args, const At
       following = next < piece.blocks ? blocks.at(next) : nullptr;
     } else {
       ring.skip();
+      prefetch_tiles<Codes::kHeadDim, kWarps>(args, piece, warp, lane);
     }
   }
-  Codes::to_values(state.sums);
-  bool finite = true;
+  Codes::to_values(running, state);
+
+  if (first_tile<kWarps>(piece, warp) >= piece.tiles) return;
+  const RawTokens raw = raw_tokens<Codes::kHeadDim>(args, piece);
+  int limit[2];  // tokens of the raw list that a column sees
 #pragma unroll
-  for (int m = 0; m < Codes::kHeadDim / 16; ++m) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) finite = finite && fabsf(state.sums[m][i]) < INFINITY;
+  for (int column = 0; column < 2; ++column) {
+    const int row = min((2 * j + column) / Codes::kColumnsOfRow, piece.rows - 1);
+    const int token = (piece.row_begin + row) / args.group;
+    limit[column] = raw.tokens - (args.query_tokens - 1 - token);
   }
-  return __all_sync(~0u, finite);
+  for (int i = first_tile<kWarps>(piece, warp); i < piece.tiles; i += kWarps) {
+    const int token = (piece.tile_begin + i) * kTileTokens;
+    attend_raw_tile<Codes::kHeadDim, Codes::kColumnsOfRow>(
+        [&](int row, bool v) { return raw.row<Codes::kHeadDim>(token + row, v); },
+        [&](int row, int column) { return token + row >= limit[column]; }, args.bf16, unit, q_plain,
+        Codes::kOnesRow, lane, state);
+  }
 }
 
 // A row of results, or of partial ones: of four channels the sum of p times value, and with it the
@@ -242,14 +282,25 @@ struct Merged {
   float4 value = {0, 0, 0, 0};
   float top = -INFINITY, total = 0;
 
-  // Adds another; `top` of nothing is -INFINITY, and a merge of nothing with nothing stays that.
-  __device__ __forceinline__ void add(const float4& v, float other_top, float other_total) {
-    if (other_top == -INFINITY) return;
-    const float most = fmaxf(top, other_top);
-    const float a = exp2_fast(top - most), b = exp2_fast(other_top - most);
-    value = {value.x * a + v.x * b, value.y * a + v.y * b, value.z * a + v.z * b,
-             value.w * a + v.w * b};
-    total = total * a + other_total * b;
+  // Adds `count` others; `top` of nothing is -INFINITY, and a merge of nothing with nothing stays
+  // that. All at once: what is added one after the other waits for every reference in turn.
+  template <int kMost>
+  __device__ __forceinline__ void add(const float4 (&values)[kMost], const float2 (&tops)[kMost],
+                                      int count) {
+    float most = top;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) most = i < count ? fmaxf(most, tops[i].x) : most;
+    if (most == -INFINITY) return;
+    const float a = exp2_fast(top - most);
+    value = {value.x * a, value.y * a, value.z * a, value.w * a};
+    total *= a;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const float b = i < count ? exp2_fast(tops[i].x - most) : 0.0f;
+      value = {value.x + values[i].x * b, value.y + values[i].y * b, value.z + values[i].z * b,
+               value.w + values[i].w * b};
+      total += tops[i].y * b;
+    }
     top = most;
   }
 };
@@ -278,45 +329,43 @@ __device__ __forceinline__ void merge_sources(int rows, int sources, char* share
                                               const Finish& finish) {
   constexpr int kQuads = kHeadDim / 4;
   const int items = rows * kQuads, groups = max(1, kThreads / items);
-  const auto merge = [&](int item, int group) {
+  const int thread = threadIdx.x, group = groups == 1 ? 0 : thread / items;
+  auto* values = reinterpret_cast<float4*>(shared);  // [groups][items]
+  auto* tops = reinterpret_cast<float2*>(values + kThreads);
+#pragma unroll 1
+  for (int item = thread - group * items; item < items; item += kThreads) {
     Merged merged;
+    float2 top[kAtOnce];
+    float4 value[kAtOnce];
+#pragma unroll 1
     for (int begin = group; begin < sources; begin += kAtOnce * groups) {
-      float2 top[kAtOnce];
-      float4 value[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         top[i] = load(min(begin + i * groups, sources - 1), item, value[i]);
       }
+      merged.add(value, top, (sources - begin + groups - 1) / groups);
+    }
+    if (groups > 1) {
+      __syncthreads();
+      if (group > 0 && group < groups) {
+        values[thread] = merged.value;
+        tops[thread] = {merged.top, merged.total};
+      }
+      __syncthreads();
+      if (group > 0) return;
+#pragma unroll 1
+      for (int begin = 1; begin < groups; begin += kAtOnce) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (begin + i * groups < sources) merged.add(value[i], top[i].x, top[i].y);
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int at = min(begin + i, groups - 1) * items + item;
+          top[i] = tops[at];
+          value[i] = values[at];
+        }
+        merged.add(value, top, groups - begin);
       }
     }
-    return merged;
-  };
-  if (groups == 1) {
-    for (int item = threadIdx.x; item < items; item += kThreads) {
-      finish(item / kQuads, item % kQuads, merge(item, 0));
-    }
-    return;
+    finish(item / kQuads, item % kQuads, merged);
   }
-  const int group = threadIdx.x / items, item = threadIdx.x % items;
-  Merged merged;
-  if (group < groups) merged = merge(item, group);
-  __syncthreads();
-  auto* values = reinterpret_cast<float4*>(shared);  // [groups][items]
-  auto* tops = reinterpret_cast<float2*>(values + kThreads);
-  if (group > 0 && group < groups) {
-    values[threadIdx.x] = merged.value;
-    tops[threadIdx.x] = {merged.top, merged.total};
-  }
-  __syncthreads();
-  if (group != 0) return;
-  for (int other = 1; other < groups; ++other) {
-    const float2 top = tops[other * items + item];
-    merged.add(values[other * items + item], top.x, top.y);
-  }
-  finish(item / kQuads, item % kQuads, merged);
 }
 
 template <class Codes, int kWarps, int kStages, int kBlocksPerSm>
@@ -339,31 +388,33 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
       reinterpret_cast<std::uint64_t*>(shared + Shared::kFull) + warp * kStages, lane);
   std::uint32_t loaded = 0;  // blocks that went through the ring
   if (args.pages_settled) {
-    start.load(ring, loaded);
+    start.template load<0, 1>(ring, loaded);
     Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
     wait_for_previous_kernel();
   }
   // Behind the first bulk copies q would wait for microseconds.
-  QueryLoad<kHeadDim, kWarps> queries;
+  QueryLoad<Codes, kWarps> queries;
   queries.fetch(args, piece, warp, lane);
-  const RawTokens raw = raw_tokens<kHeadDim>(args, piece);
   if (!args.pages_settled) {
-    start.load(ring, loaded);
+    start.template load<0, 1>(ring, loaded);
     Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
   }
-  queries.template store<Codes>(args, shared + Shared::kCodes, shared + Shared::kPlain,
-                                reinterpret_cast<float*>(shared + Shared::kUnit), warp, lane);
+  queries.store(args, shared + Shared::kCodes, shared + Shared::kPlain,
+                reinterpret_cast<float*>(shared + Shared::kUnit), warp, lane);
   if (threadIdx.x < 16) {
     reinterpret_cast<std::uint32_t*>(shared + Shared::kOnes)[threadIdx.x] =
         threadIdx.x < 8 ? 0x3c003c00u : 0;
   }
   __syncthreads();
+  start.template load<1, kStages>(ring, loaded);  // behind the first blocks of all warps
 
-  SoftmaxState<kHeadDim / 16> state{kUsualRange};
-  if (!attend_piece<Codes, Shared>(args, piece, raw, shared, ring, loaded, warp, lane, state)) {
-    state = SoftmaxState<kHeadDim / 16>{kLargeScalesRange};
-    RingStart<Codes, Shared>(args, piece, warp).load(ring, loaded);
-    attend_piece<Codes, Shared>(args, piece, raw, shared, ring, loaded, warp, lane, state);
+  SoftmaxState<kHeadDim / 16> state(kUsualRange, lane);
+#pragma unroll 1
+  for (int attempt = 0;; ++attempt) {
+    attend_piece<Codes, Shared>(args, piece, shared, ring, loaded, warp, lane, state);
+    if (!Codes::kScalesMeetP || attempt == 1 || state.is_finite()) break;
+    state = SoftmaxState<kHeadDim / 16>(kLargeScalesRange, lane);
+    RingStart<Codes, Shared>(args, piece, warp).template load<0, kStages>(ring, loaded);
   }
 
   // This warp's result, into its own slots.
@@ -373,20 +424,20 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   float4* mine = reinterpret_cast<float4*>(shared + warp * Shared::kWarpBytes);
   __syncwarp();
 #pragma unroll
-  for (int column = 0; column < 2; ++column) {
+  for (int column = 0; column < 2 / Codes::kColumnsOfRow; ++column) {
+    const int row = 2 / Codes::kColumnsOfRow * j + column;
     const float total = __shfl_sync(~0u, state.totals[column], Codes::kOnesRow * 4 + j);
     const bool nothing = state.top[column] == SoftmaxState<1>::kNothing;
     if (g == 0) {
-      tops[warp * kColumns + 2 * j + column] =
-          nothing ? -INFINITY : state.top[column] - state.range.headroom;
-      totals[warp * kColumns + 2 * j + column] = total;
+      tops[warp * kColumns + row] = nothing ? -INFINITY : state.top[column] - state.range.headroom;
+      totals[warp * kColumns + row] = total;
     }
 #pragma unroll
     for (int w = 0; w < kHeadDim / 32; ++w) {
       const float min = __shfl_sync(~0u, state.totals[column],
                                     Codes::min_row(w) < 0 ? 0 : Codes::min_row(w) * 4 + j);
       const float add = Codes::min_row(w) < 0 ? 0.0f : min;
-      mine[(2 * j + column) * kQuads + 8 * w + g] = {
+      mine[row * kQuads + 8 * w + g] = {
           state.sums[2 * w][column] + add, state.sums[2 * w][2 + column] + add,
           state.sums[2 * w + 1][column] + add, state.sums[2 * w + 1][2 + column] + add};
     }

@@ -27,7 +27,7 @@ constexpr int warps_that_fit() {
 }
 
 template <class Codes>
-AttentionVariant make_variant(const codec::BlockSpec& spec) {
+AttentionKernels make_kernels() {
   constexpr int kStages = Codes::kMaxStages;
   // Registers allow for so many small thread blocks, and for so many warps of a large one.
   constexpr int by_registers = Codes::kHeadDim <= 64 ? 5 : Codes::kHeadDim <= 128 ? 4 : 2;
@@ -40,10 +40,15 @@ AttentionVariant make_variant(const codec::BlockSpec& spec) {
                             : warps_that_fit<Codes, kStages, 8, 6, 4, small>();
   const AttentionKernel one = make_kernel<Codes, large, kStages, 1>();
   if constexpr (Codes::kTableBytes > 0) {  // one per multiprocessor is enough
-    return {spec, one, one};
+    return {one, one};
   } else {
-    return {spec, make_kernel<Codes, small, kStages, of_small>(), one};
+    return {make_kernel<Codes, small, kStages, of_small>(), one};
   }
+}
+
+template <class Codes>
+AttentionVariant make_variant(const codec::BlockSpec& spec) {
+  return {spec, make_kernels<Codes>()};
 }
 
 }  // namespace kvferry::kernels

@@ -48,6 +48,7 @@ struct Fp8Bytes {
 template <int kHeadDimension, class Bytes>
 struct ByteCodes : PlainCodes<kHeadDimension> {
   using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
+  using typename PlainCodes<kHeadDimension>::Running;
   static constexpr codec::format::TokenScaleLayout kLayout = codec::format::Int8Block(kHeadDim);
   static constexpr int kBytes = kLayout.bytes;
   static constexpr int kMaxStages = 2;
@@ -62,7 +63,7 @@ struct ByteCodes : PlainCodes<kHeadDimension> {
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes, const char*,
                                                 const char*, bool, const float (&unit)[2],
                                                 const float (&)[2], int lane, const BlockSite&,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                Running& state) {
     const int g = lane / 4, j = lane % 4;
     float scores[4][4] = {}, q_sum[4] = {};
 #pragma unroll
@@ -128,11 +129,14 @@ struct ByteCodes : PlainCodes<kHeadDimension> {
     state.totals[0] += totals[0];
     state.totals[1] += totals[1];
   }
-  static __device__ __forceinline__ void from_values(float (&sums)[kHeadDim / 16][4]) {
-    multiply(sums, 1.0f / Bytes::kUnit);
-  }
-  static __device__ __forceinline__ void to_values(float (&sums)[kHeadDim / 16][4]) {
-    multiply(sums, Bytes::kUnit);
+  static __device__ __forceinline__ void to_values(Running& running,
+                                                   SoftmaxState<kHeadDim / 16>& state) {
+#pragma unroll
+    for (int m = 0; m < kHeadDim / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) running.sums[m][i] *= Bytes::kUnit;
+    }
+    state = running;
   }
 
  private:
@@ -140,13 +144,6 @@ struct ByteCodes : PlainCodes<kHeadDimension> {
 
   static __device__ __forceinline__ uint2 prepare(uint2 x) {
     return {Bytes::prepare(x.x), Bytes::prepare(x.y)};
-  }
-  static __device__ __forceinline__ void multiply(float (&sums)[kHeadDim / 16][4], float by) {
-#pragma unroll
-    for (int m = 0; m < kHeadDim / 16; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][i] *= by;
-    }
   }
 };
 

@@ -22,6 +22,7 @@ namespace kvferry::kernels {
 template <int kHeadDimension, int kChannels, int kBits>
 struct CoupledCodes : PlainCodes<kHeadDimension> {
   using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
+  using typename PlainCodes<kHeadDimension>::Running;
   static constexpr codec::format::CoupledLayout kLayout =
       codec::format::CoupledBlock(kHeadDim, kChannels, kBits);
   static constexpr int kBytes = kLayout.bytes;
@@ -57,7 +58,7 @@ struct CoupledCodes : PlainCodes<kHeadDimension> {
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool, const float (&unit)[2],
                                                 const float (&)[2], int lane, const BlockSite& site,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                Running& state) {
     const CoupledTables& tables = site.args.coupled;
     const int g = lane / 4, j = lane % 4;
     const Books keys = {tables.centroids + 2 * tables.side_values * site.kv_head,

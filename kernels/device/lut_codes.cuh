@@ -89,6 +89,7 @@ struct LutWords<3> {
 template <int kHeadDimension, codec::LutTable kTable>
 struct LutCodes : PlainCodes<kHeadDimension> {
   using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnes;
+  using typename PlainCodes<kHeadDimension>::Running;
   static constexpr int kBits = codec::FindLut(kTable)->bits;
   static constexpr bool kShifted = codec::FindLut(kTable)->shifted_keys;
   static constexpr codec::format::LutLayout kLayout =
@@ -123,8 +124,7 @@ struct LutCodes : PlainCodes<kHeadDimension> {
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes,
                                                 const char* q_plain, const char*, bool,
                                                 const float (&unit)[2], const float (&)[2],
-                                                int lane, const BlockSite& site,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                int lane, const BlockSite& site, Running& state) {
     const int g = lane / 4, j = lane % 4;
     const char* lane_table = site.tables + lane * 2 * Words::kCodes;
     float scores[4][4] = {};

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
+#include "kernels/device/softmax_state.cuh"
 
 namespace kvferry::kernels {
 
@@ -24,9 +25,19 @@ struct PlainCodes {
   static constexpr int kOnesRow = 0;
   static __device__ __forceinline__ int min_row(int) { return -1; }
 
-  // Sums of values into the form in which `attend` adds to them, and back.
-  static __device__ __forceinline__ void from_values(float (&)[kHeadDim / 16][4]) {}
-  static __device__ __forceinline__ void to_values(float (&)[kHeadDim / 16][4]) {}
+  // Columns of the products that a row of q has, all with the same in them: 1 or 2.
+  static constexpr int kColumnsOfRow = 1;
+
+  // p * (V's scale of a token) may leave the range of a half: the piece is then done again with
+  // kLargeScalesRange.
+  static constexpr bool kScalesMeetP = true;
+
+  // What `attend` adds to, begun by (SoftmaxRange, lane); and its sums as those of values.
+  using Running = SoftmaxState<kHeadDim / 16>;
+  static __device__ __forceinline__ void to_values(Running& running,
+                                                   SoftmaxState<kHeadDim / 16>& state) {
+    state = running;
+  }
 
   // Of shared memory, what codes are looked up in. Filled before the kernel ahead in the stream has
   // ended, so from what was there long before.

@@ -17,6 +17,7 @@ namespace kvferry::kernels {
 template <int kHeadDimension>
 struct RawCodes : PlainCodes<kHeadDimension> {
   using PlainCodes<kHeadDimension>::kHeadDim, PlainCodes<kHeadDimension>::kOnesRow;
+  using typename PlainCodes<kHeadDimension>::Running;
   static constexpr codec::format::Raw16Layout kLayout = codec::format::Raw16Block(kHeadDim);
   static constexpr int kBytes = kLayout.bytes;
   static constexpr int kMaxStages = 1;
@@ -27,10 +28,10 @@ struct RawCodes : PlainCodes<kHeadDimension> {
   static __device__ __forceinline__ void attend(const char* block, const char*, const char* q_plain,
                                                 const char*, bool bf16, const float (&unit)[2],
                                                 const float (&)[2], int lane, const BlockSite&,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                Running& state) {
 #pragma unroll 1
     for (int tile = 0; tile < codec::format::kTiles; ++tile) {
-      attend_raw_tile<kHeadDim>(
+      attend_raw_tile<kHeadDim, 1>(
           [&](int row, bool v) {
             return reinterpret_cast<const std::uint16_t*>(block + (v ? kLayout.v : kLayout.k)) +
                    (tile * kTileTokens + row) * kHeadDim;

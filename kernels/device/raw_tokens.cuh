@@ -31,8 +31,8 @@ struct RawTokens {
 // fragments: with the channels permuted as in a block every lane finds 16 bytes of K and 8 of V.
 //   row(token, v): K or V of a token of the tile, 0..15.
 //   masked(row_of_tile, column): whether column 2j + column does not see that token.
-//   q_plain: as in ScalarCodes::score. ones_row: the row of `totals` that holds the sum of p.
-template <int kHeadDim, class Row, class Masked>
+//   q_plain: as QueryLoad lays it out. ones_row: the row of `totals` that holds the sum of p.
+template <int kHeadDim, int kColumnsOfRow, class Row, class Masked>
 __device__ __forceinline__ void attend_raw_tile(const Row& row, const Masked& masked, bool bf16,
                                                 const float (&unit)[2], const char* q_plain,
                                                 int ones_row, int lane,
@@ -47,6 +47,36 @@ __device__ __forceinline__ void attend_raw_tile(const Row& row, const Masked& ma
 #pragma unroll
     for (int w = 0; w < kGroupsOfW; ++w) k[r][w] = *reinterpret_cast<const uint4*>(at + 32 * w);
   }
+  if (bf16) {
+#pragma unroll
+    for (int w = 0; w < kGroupsOfW; ++w) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        uint4& x = k[r][w];
+        x = {half2_from_bf162(x.x), half2_from_bf162(x.y), half2_from_bf162(x.z),
+             half2_from_bf162(x.w)};
+      }
+    }
+  }
+  float scores[1][4] = {};
+  if constexpr (kColumnsOfRow == 1) {
+#pragma unroll
+    for (int w = 0; w < kGroupsOfW; ++w) {
+      const uint4 q = *reinterpret_cast<const uint4*>(q_plain + w * 512);
+      mma_f16(scores[0], k[0][w].x, k[1][w].x, k[0][w].y, k[1][w].y, q.x, q.y);
+      mma_f16(scores[0], k[0][w].z, k[1][w].z, k[0][w].w, k[1][w].w, q.z, q.w);
+    }
+  } else {
+    float odd[4] = {};  // pairs of channels, in the second column
+#pragma unroll
+    for (int w = 0; w < kGroupsOfW; ++w) {
+      const uint2 q = *reinterpret_cast<const uint2*>(q_plain + w * 256);
+      mma_f16(scores[0], k[0][w].x, k[1][w].x, k[0][w].z, k[1][w].z, q.x, q.y);
+      mma_f16(odd, k[0][w].y, k[1][w].y, k[0][w].w, k[1][w].w, q.x, q.y);
+    }
+    scores[0][1] = scores[0][0] += odd[1];
+    scores[0][3] = scores[0][2] += odd[3];
+  }
 #pragma unroll
   for (int t = 0; t < 4; ++t) {
     const std::uint16_t* at = row(2 * j + t % 2 + t / 2 * 8, true) + 4 * g;
@@ -57,23 +87,10 @@ __device__ __forceinline__ void attend_raw_tile(const Row& row, const Masked& ma
 #pragma unroll
     for (int w = 0; w < kGroupsOfW; ++w) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        uint4& x = k[r][w];
-        x = {half2_from_bf162(x.x), half2_from_bf162(x.y), half2_from_bf162(x.z),
-             half2_from_bf162(x.w)};
-      }
-#pragma unroll
       for (int t = 0; t < 4; ++t) {
         v[t][w] = {half2_from_bf162(v[t][w].x), half2_from_bf162(v[t][w].y)};
       }
     }
-  }
-  float scores[1][4] = {};
-#pragma unroll
-  for (int w = 0; w < kGroupsOfW; ++w) {
-    const uint4 q = *reinterpret_cast<const uint4*>(q_plain + w * 512);
-    mma_f16(scores[0], k[0][w].x, k[1][w].x, k[0][w].y, k[1][w].y, q.x, q.y);
-    mma_f16(scores[0], k[0][w].z, k[1][w].z, k[0][w].w, k[1][w].w, q.z, q.w);
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

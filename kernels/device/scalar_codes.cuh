@@ -43,6 +43,7 @@ struct Fields {
 template <int kHeadDimension, int kKBits, int kVBits, int kKGroup, int kVGroup>
 struct ScalarCodes : PlainCodes<kHeadDimension> {
   using PlainCodes<kHeadDimension>::kHeadDim;
+  using typename PlainCodes<kHeadDimension>::Running;
   static constexpr codec::format::ScalarLayout kLayout =
       codec::format::ScalarBlock(kHeadDim, kKBits, kVBits, kKGroup, kVGroup);
   static constexpr int kBytes = kLayout.bytes;
@@ -71,8 +72,7 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
   static __device__ __forceinline__ void attend(const char* block, const char* q_codes,
                                                 const char* q_plain, const char* ones, bool,
                                                 const float (&unit)[2], const float (&code_unit)[2],
-                                                int lane, const BlockSite&,
-                                                SoftmaxState<kHeadDim / 16>& state) {
+                                                int lane, const BlockSite&, Running& state) {
     const int g = lane / 4, j = lane % 4;
     float scores[4][4], offset[kKRows][2];
     score(block, q_codes, q_plain, j, lane, scores, offset);
@@ -88,7 +88,9 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
 
   // scores: of tokens 16*tile + g (0, 1) and + 8 (2, 3), columns 2j and 2j+1, to be multiplied by
   // kScoreUnit; mins: per column and row of scales, what the mins add to each.
-  //   q_codes, q_plain: this lane's 16 bytes of every w, as QueryTile lays them out.
+  //   q_codes, q_plain: this lane's bytes of every w, as QueryLoad lays them out. Where a row has
+  //   two columns, the first one's mins are its.
+  template <int kColumnsOfRow = 1>
   static __device__ __forceinline__ void score(const char* block, const char* q_codes,
                                                const char* q_plain, int j, int lane,
                                                float (&scores)[4][4], float (&mins)[kKRows][2]) {
@@ -103,7 +105,14 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
 #pragma unroll
     for (int w = 0; w < kGroupsOfW; ++w) {
       const uint4 qc = load_shared16(q_codes + w * 512);
-      const uint4 qp = load_shared16(q_plain + w * 512);
+      uint4 qp;
+      if constexpr (kColumnsOfRow == 1) {
+        qp = load_shared16(q_plain + w * 512);
+      } else {
+        const uint2 of_column = *reinterpret_cast<const uint2*>(q_plain + w * 256);
+        qp.x = of_column.x;
+        qp.z = of_column.y;
+      }
       std::uint32_t qs[kKRows][4];
 #pragma unroll
       for (int row = 0; row < kKRows; ++row) {
@@ -112,7 +121,9 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
         const uint4 min = load_shared16(block + kLayout.k_min + at);
         scale_query(qc, scale, qs[row]);
         mma_f16(even[row], min.x, min.y, min.z, min.w, qp.x, qp.z);  // rows g: channels f = 0, 2
-        mma_f16(odd[row], min.x, min.y, min.z, min.w, qp.y, qp.w);   // rows g+8: f = 1, 3
+        if constexpr (kColumnsOfRow == 1) {                          // rows g+8: f = 1, 3
+          mma_f16(odd[row], min.x, min.y, min.z, min.w, qp.y, qp.w);
+        }
       }
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -133,7 +144,7 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
     }
 #pragma unroll
     for (int row = 0; row < kKRows; ++row) {
-      mins[row][0] = even[row][0] + odd[row][2];
+      mins[row][0] = even[row][0] + (kColumnsOfRow == 1 ? odd[row][2] : even[row][3]);
       mins[row][1] = even[row][1] + odd[row][3];
     }
   }
@@ -200,14 +211,29 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
     return ones_and_zeros + (g == kVGroups ? 0 : 32);
   }
 
-  // Sums of values into the form of `accumulate`, and back without the mins.
-  static __device__ __forceinline__ void from_values(float (&sums)[kHeadDim / 16][4]) {
-    for_each_channel([&](int m, int i, int f) { sums[m][i] *= V::weight(f) / kSubnormal; });
-    fold_bytes(sums, 1.0f);
-  }
-  static __device__ __forceinline__ void to_values(float (&sums)[kHeadDim / 16][4]) {
-    fold_bytes(sums, -1.0f);
-    for_each_channel([&](int m, int i, int f) { sums[m][i] *= kSubnormal / V::weight(f); });
+  // The lower fields of each byte are taken off its top one.
+  static __device__ __forceinline__ void to_values(Running& running,
+                                                   SoftmaxState<kHeadDim / 16>& state) {
+    auto& sums = running.sums;
+#pragma unroll
+    for (int w = 0; w < kGroupsOfW; ++w) {
+#pragma unroll
+      for (int f = 0; f < 4; ++f) {
+        const int top = f / V::kPerByte * V::kPerByte + V::kPerByte - 1;
+        if (f == top) continue;
+#pragma unroll
+        for (int column = 0; column < 2; ++column) {
+          sums[2 * w + top / 2][2 * (top % 2) + column] -=
+              sums[2 * w + f / 2][2 * (f % 2) + column];
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < kHeadDim / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][i] *= kSubnormal / V::weight(2 * (m % 2) + i / 2);
+    }
+    state = running;
   }
 
  private:
@@ -224,41 +250,6 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
       }
     }
   }
-  template <class Use>
-  static __device__ __forceinline__ void for_each_channel(Use use) {
-#pragma unroll
-    for (int m = 0; m < kHeadDim / 16; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) use(m, i, 2 * (m % 2) + i / 2);
-    }
-  }
-  // Adds the lower fields of each byte, times `sign`, to its top one.
-  static __device__ __forceinline__ void fold_bytes(float (&sums)[kHeadDim / 16][4], float sign) {
-#pragma unroll
-    for (int w = 0; w < kGroupsOfW; ++w) {
-#pragma unroll
-      for (int f = 0; f < 4; ++f) {
-        const int top = f / V::kPerByte * V::kPerByte + V::kPerByte - 1;
-        if (f == top) continue;
-#pragma unroll
-        for (int column = 0; column < 2; ++column) {
-          sums[2 * w + top / 2][2 * (top % 2) + column] +=
-              sign * sums[2 * w + f / 2][2 * (f % 2) + column];
-        }
-      }
-    }
-  }
 };
-
-template <int kHeadDim, int kKBits, int kVBits, int kKGroup, int kVGroup>
-AttentionVariant scalar_variant() {
-  return make_variant<ScalarCodes<kHeadDim, kKBits, kVBits, kKGroup, kVGroup>>(
-      {.kind = codec::BlockKind::kScalar,
-       .head_dim = kHeadDim,
-       .k_bits = kKBits,
-       .v_bits = kVBits,
-       .k_group_tokens = kKGroup,
-       .v_group_channels = kVGroup});
-}
 
 }  // namespace kvferry::kernels

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/device/mma.cuh"
@@ -27,6 +28,19 @@ struct SoftmaxState {
   float top[2] = {kNothing, kNothing};
   float totals[2] = {0, 0};
   float sums[kSums][4] = {};
+
+  __device__ __forceinline__ SoftmaxState(SoftmaxRange of, int) : range(of) {}
+
+  // Of all lanes.
+  __device__ __forceinline__ bool is_finite() const {
+    bool finite = true;
+#pragma unroll
+    for (int m = 0; m < kSums; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) finite = finite && fabsf(sums[m][i]) < INFINITY;
+    }
+    return __all_sync(~0u, finite);
+  }
 
   // p of kTiles tiles as B fragments. scores[tile] times `unit` plus offset[tile * kRows / kTiles],
   // per column, are the scores in base 2. All lanes of the warp.

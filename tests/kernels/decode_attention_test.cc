@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "kernels/attention_variants.h"
@@ -38,6 +40,8 @@ struct Batch {
   std::vector<int> tokens;
   float k_times = 1, v_times = 1, q_times = 1;
   float k_shift = 0;  // of every 16th channel, more in later tokens
+  int peak = -1;      // a token that every row of q scores higher by about `peak_height`
+  float peak_height = 0;
 };
 
 struct Result {
@@ -101,6 +105,10 @@ class DecodeAttentionTest : public GpuBlocksTest {
         const float shift = batch.k_shift * (1 + token / static_cast<float>(plan.tokens));
         kv.k[i] = codec::ToRaw16(batch.type, codec::FloatFromRaw16(batch.type, kv.k[i]) + shift);
       }
+      for (int h = 0; h < heads && batch.peak >= 0; ++h) {
+        kv.k[(std::size_t(h) * plan.tokens + batch.peak) * d] =
+            codec::ToRaw16(batch.type, batch.peak_height / ScaleOf(batch));
+      }
       for (std::uint16_t& x : kv.v) x = Times(x, batch.type, batch.v_times);
       std::vector<PlainHead> plain(heads);
       for (int h = 0; h < heads; ++h) AppendRaw(kv.view.Tokens(0, plan.sinks), h, plain[h]);
@@ -158,7 +166,8 @@ class DecodeAttentionTest : public GpuBlocksTest {
     std::normal_distribution<float> normal;
     const std::size_t values = batch.tokens.size() * batch.query_tokens * batch.q_heads * d;
     for (std::size_t i = 0; i < values; ++i) {
-      q_.push_back(codec::ToRaw16(batch.type, normal(random_) * batch.q_times));
+      const float q = normal(random_) * batch.q_times;
+      q_.push_back(codec::ToRaw16(batch.type, batch.peak >= 0 && i % d == 0 ? 1.0f : q));
     }
   }
 
@@ -276,10 +285,11 @@ class DecodeAttentionTest : public GpuBlocksTest {
 
 TEST_F(DecodeAttentionTest, EveryVariantAttendsOnWhatItsCodesStandFor) {
   for (const AttentionVariant& variant : AllAttentionVariants()) {
-    for (const Raw16 type : {Raw16::kFp16, Raw16::kBf16}) {
+    for (const auto& [type, q_heads] :  // some variants have kernels of their own for few rows
+         {std::pair{Raw16::kFp16, 6}, {Raw16::kBf16, 6}, {Raw16::kBf16, 10}}) {
       Batch batch = {.spec = variant.spec,
                      .type = type,
-                     .q_heads = 6,
+                     .q_heads = q_heads,
                      .kv_heads = 2,
                      .tokens = {700, 1, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64}};
       batch.spec.raw_type = type;
@@ -389,10 +399,63 @@ TEST_F(DecodeAttentionTest, SharpAndFlatSoftmax) {
   ExpectIsAttention({.spec = spec, .tokens = {2000}, .q_times = 0});
 }
 
+// Where values meet p as integers, p of all but the peak is less than a step of these, and there
+// are as many as matter together.
+TEST_F(DecodeAttentionTest, ManyTokensFarBelowOnePeak) {
+  for (const int bits : {2, 4}) {
+    for (const float height : {9.0f, 11.0f, 13.0f}) {
+      ExpectIsAttention({.spec = ScalarSpec(128, bits, bits, 64, 128),
+                         .q_heads = 8,
+                         .kv_heads = 8,
+                         .tokens = std::vector<int>(17, 4096),
+                         .q_times = 0.3f,
+                         .peak = 100,
+                         .peak_height = height});
+    }
+  }
+}
+
+// Pages again and again, with all scores equal: the result is the mean of their values. More tokens
+// for one warp than its integers have room for.
+TEST_F(DecodeAttentionTest, AWarpThatSumsMillionsOfTokens) {
+  Batch batch = {.spec = ScalarSpec(128, 2, 2, 64, 128),
+                 .q_heads = 8,
+                 .kv_heads = 8,
+                 .tokens = std::vector<int>(17, 4 + 4 * 64 + 64),
+                 .q_times = 0};
+  Build(batch);
+  constexpr int kTimes = 36000;
+  const std::vector<const std::byte*> once = table_;
+  table_.clear();
+  for (std::size_t s = 0; s < lengths_.size(); ++s) {
+    const auto begin = once.begin() + lengths_[s].page_begin;
+    ASSERT_EQ(lengths_[s].blocks, 4);
+    sequences_[s].first_page = lengths_[s].page_begin = static_cast<int>(table_.size());
+    lengths_[s].blocks *= kTimes;
+    for (int i = 0; i < kTimes; ++i) table_.insert(table_.end(), begin, begin + 4);
+  }
+  const Result result = Attend(batch);
+  double error = 0, norm = 0;
+  for (std::size_t row = 0; row < 17 * 8; ++row) {
+    const std::vector<float>& v = heads_[row / 8][row % 8].v;
+    for (int c = 0; c < 128; ++c) {
+      double mean = 0;
+      for (int token = 4; token < 4 + 4 * 64; ++token) mean += v[token * 128 + c] / (4 * 64.0);
+      const double got = codec::FloatFromRaw16(batch.type, result.out[row * 128 + c]);
+      error += (got - mean) * (got - mean);
+      norm += mean * mean;
+    }
+    EXPECT_NEAR(result.log_sum[row], std::log(4 * 64.0 * kTimes), kErrorLogSum);
+  }
+  EXPECT_LE(std::sqrt(error / norm), kErrorOfHead + kCutOff * kRangeOfNormal * 16);
+}
+
 TEST_F(DecodeAttentionTest, LargeAndSmallValues) {
   const BlockSpec spec = ScalarSpec(128, 2, 2, 64, 128);
   for (const float v_times : {1e-3f, 30.0f, 2000.0f, 9000.0f}) {
-    ExpectIsAttention({.spec = spec, .tokens = {1500}, .v_times = v_times});
+    for (const int q_heads : {4, 5}) {
+      ExpectIsAttention({.spec = spec, .q_heads = q_heads, .tokens = {1500}, .v_times = v_times});
+    }
   }
   // The same scores from large keys and small queries, and the other way round.
   ExpectIsAttention({.spec = spec, .tokens = {1500}, .k_times = 1000, .q_times = 1e-3f});

@@ -45,8 +45,7 @@ struct AttentionKernels {
 struct AttentionVariant {
   codec::BlockSpec spec;  // raw_type and codebooks are not looked at
   AttentionKernels any_rows;
-  AttentionKernels few_rows =
-      {};  // faster, for pieces of up to this many rows of q; 0: there is none
+  AttentionKernels few_rows = {};  // faster, for up to most_few_rows query rows of a KV head
   int most_few_rows = 0;
 };
 

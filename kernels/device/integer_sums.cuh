@@ -40,7 +40,7 @@ struct IntegerSums {
   static constexpr float kNothing = -1e30f;
   static constexpr std::uint32_t kLimit = 0x57f057f0u;    // 127, two halves: of x
   static constexpr float kAfterRaise = 6.0f;              // x of the greatest is then 2^6
-  static constexpr float kLargestP = 12.0f;               // and its p at most 2^12
+  static constexpr float kLargestP = 15.0f;               // and its p at most 2^15
   static constexpr std::uint32_t kRounder = 0x66006600u;  // 1536: + n has n in its low byte
   static constexpr std::uint32_t kSteps = 0x5bf05bf0u;    // 254
   static constexpr float kStep = 1.0f / 254;

@@ -139,7 +139,7 @@ AttentionVariant scalar_variant() {
        .v_bits = kVBits,
        .k_group_tokens = kKGroup,
        .v_group_channels = kVGroup});
-  if constexpr (kVGroup == kHeadDim) {
+  if constexpr (kVGroup == kHeadDim && kVBits <= 4) {  // 8 bits are bound by memory anyway
     using Codes = IntegerCodes<kHeadDim, kKBits, kVBits, kKGroup>;
     variant.few_rows = make_kernels<Codes>();
     variant.most_few_rows = kColumns / Codes::kColumnsOfRow;

@@ -33,8 +33,9 @@ __device__ __forceinline__ std::uint32_t half2_max(std::uint32_t a, std::uint32_
 // A running softmax of base 2 of one query row, in columns 2j and 2j+1, whose sums over values are
 // of integers: x = p * (V's scale of the token) in steps of 1/254, as two signed bytes, of which
 // column 2j has the whole part and column 2j+1 the rest. `top` is a reference near the greatest
-// score and the size of its token's scale, moved only when an x leaves its bytes; then everything
-// summed so far is scaled.
+// score and the size of its token's scale: it rises when an x leaves its bytes, and falls when x
+// have been small for a while and the sums have room, so that what lies far below an early peak
+// keeps its digits. All that is summed so far is scaled with it.
 template <int kSums>
 struct IntegerSums {
   static constexpr float kNothing = -1e30f;
@@ -44,13 +45,16 @@ struct IntegerSums {
   static constexpr std::uint32_t kRounder = 0x66006600u;  // 1536: + n has n in its low byte
   static constexpr std::uint32_t kSteps = 0x5bf05bf0u;    // 254
   static constexpr float kStep = 1.0f / 254;
-  // As many blocks of 64 tokens, x of 127 and bytes of 255 cannot leave 31 bits.
-  static constexpr int kRoom = 1024;
+  // Blocks between two looks at the size of x and sums. As many add less than 2^25 to a sum, x of
+  // 127 and bytes of 255, and a look leaves none above 2^29.
+  static constexpr int kLook = 16;
+  static constexpr float kLargestSum = 29.0f, kFastestFall = 8.0f;  // log2
 
   float top = kNothing;
   float total = 0;  // by g: p times V's mins, and p alone
   int sums[kSums][4] = {};
-  int room = kRoom;
+  int blocks = 0;
+  std::uint32_t largest = 0;  // x since the last look, two halves
   // Added to x before it is rounded, of each of a tile's tokens another part of a step: so that
   // many tokens with an x below half a step are not all rounded to nothing.
   std::uint32_t dither;
@@ -71,11 +75,7 @@ struct IntegerSums {
                                                const float (&offset)[kRows],
                                                const std::uint32_t (&scale)[4],
                                                std::uint32_t (&p)[4], std::uint32_t (&bytes)[4]) {
-    if (__builtin_expect(--room == 0, 0)) {
-      top += 1;
-      rescale(0.5f);
-      room = kRoom / 2;
-    }
+    if (__builtin_expect(blocks++ % kLook == kLook - 1, 0)) look();
     std::uint32_t x[4];
 #pragma unroll 1
     for (int attempt = 0; attempt < 2; ++attempt) {  // NaN ends here too
@@ -88,7 +88,10 @@ struct IntegerSums {
       }
       const std::uint32_t most = half2_max(half2_max(x[0], x[1]), half2_max(x[2], x[3]));
       const bool beyond = !half2_below(most, kLimit);
-      if (attempt == 1 || __builtin_expect(!__any_sync(~0u, beyond), 1)) break;
+      if (attempt == 1 || __builtin_expect(!__any_sync(~0u, beyond), 1)) {
+        largest = half2_max(largest, most);
+        break;
+      }
       raise_top(scores, unit, offset, scale);
     }
 #pragma unroll
@@ -111,6 +114,28 @@ struct IntegerSums {
         sums[m][i] = __float2int_rn(__int2float_rn(sums[m][i]) * factor);
       }
     }
+  }
+
+  __device__ __forceinline__ void look() {
+    const float2 both = float2_from_half2(largest);
+    float most = fmaxf(both.x, both.y);
+    int sum = 1;
+#pragma unroll
+    for (int m = 0; m < kSums; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum = max(sum, abs(sums[m][i]));
+    }
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2) {
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, lanes));
+      sum = max(sum, __shfl_xor_sync(~0u, sum, lanes));
+    }
+    const float room =
+        fminf(kAfterRaise - __log2f(most), kLargestSum - __log2f(__int2float_rn(sum)));
+    const float fall = room < 0 || room >= 2 ? floorf(fminf(room, kFastestFall)) : 0.0f;
+    top -= fall;
+    rescale(exp2_fast(fall));
+    largest = 0;
   }
 
   template <int kRows>

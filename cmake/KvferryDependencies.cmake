@@ -36,7 +36,7 @@ target_link_options(torch_cpu INTERFACE "-Wl,--allow-shlib-undefined")
 # else LibTorch computes with the distribution's BLAS, which is many times slower.
 if(KVFERRY_BENCH)
   find_package(OpenMP REQUIRED COMPONENTS CXX)
-  find_package(faiss CONFIG REQUIRED)
+  find_package(faiss CONFIG REQUIRED PATHS "${KVFERRY_DEPS}/faiss/usr")  # the system's, where it has one
   get_target_property(faiss_needs faiss INTERFACE_LINK_LIBRARIES)
   list(FILTER faiss_needs EXCLUDE REGEX OpenMP)
   set_target_properties(faiss PROPERTIES INTERFACE_LINK_LIBRARIES "${faiss_needs};${torch_dir}/lib/libgomp.so.1")

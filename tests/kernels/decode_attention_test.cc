@@ -140,7 +140,7 @@ TEST_F(DecodeAttentionTest, ManyTokensFarBelowOnePeak) {
                                  .q_times = 0.3f,
                                  .peak = 30,
                                  .peak_height = 12},
-                                /*from=*/1, /*times=*/136, /*most=*/2 * kErrorOfHead);
+                                /*from=*/1, /*times=*/136, /*most=*/3 * kErrorOfHead);
   }
 }
 

@@ -52,19 +52,7 @@ struct IntegerCodes : ScalarCodes<kHeadDimension, kKBits, kVBits, kKGroup, kHead
       state.top[column] = running.top + state.range.headroom;
       state.totals[column] = running.total;
     }
-#pragma unroll
-    for (int w = 0; w < kHeadDim / 32; ++w) {
-#pragma unroll
-      for (int f = 0; f < 4; ++f) {
-        const int top = f / V::kPerByte * V::kPerByte + V::kPerByte - 1;
-        if (f == top) continue;
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          running.sums[2 * w + top / 2][2 * (top % 2) + part] -=
-              running.sums[2 * w + f / 2][2 * (f % 2) + part];
-        }
-      }
-    }
+    Base::take_lower_fields_off(running.sums);
 #pragma unroll
     for (int m = 0; m < kHeadDim / 16; ++m) {
 #pragma unroll

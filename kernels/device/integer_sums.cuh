@@ -7,29 +7,6 @@
 
 namespace kvferry::kernels {
 
-// c += a * b, m16n8k32, a of unsigned bytes, b of signed ones. a0: row g, bytes of columns
-// 4j..4j+3; a1: row g+8; a2, a3: columns + 16. b0: rows 4j..4j+3 of column g; b1: rows + 16. c as
-// of mma_f16.
-__device__ __forceinline__ void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
-                                         std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                         std::uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
-      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t r;
-  asm("sub.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-// The larger of each half; NaN where one is.
-__device__ __forceinline__ std::uint32_t half2_max(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t r;
-  asm("max.NaN.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
-  return r;
-}
-
 // A running softmax of base 2 of one query row, in columns 2j and 2j+1, whose sums over values are
 // of integers: x = p * (V's scale of the token) in steps of 1/254, as two signed bytes, of which
 // column 2j has the whole part and column 2j+1 the rest. `top` is a reference near the greatest

@@ -17,6 +17,18 @@ __device__ __forceinline__ void mma_f16(float (&c)[4], std::uint32_t a0, std::ui
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// c += a * b, m16n8k32, a of unsigned bytes, b of signed ones. a0: row g, bytes of columns
+// 4j..4j+3; a1: row g+8; a2, a3: columns + 16. b0: rows 4j..4j+3 of column g; b1: rows + 16. c as
+// of mma_f16.
+__device__ __forceinline__ void mma_u8s8(int (&c)[4], std::uint32_t a0, std::uint32_t a1,
+                                         std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                         std::uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+      "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 __device__ __forceinline__ std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b) {
   std::uint32_t r;
   asm("mul.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
@@ -33,7 +45,18 @@ __device__ __forceinline__ std::uint32_t half2_add(std::uint32_t a, std::uint32_
   asm("add.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
 }
+__device__ __forceinline__ std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t r;
+  asm("sub.rn.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 __device__ __forceinline__ std::uint32_t half2_negate(std::uint32_t a) { return a ^ 0x80008000u; }
+// The larger of each half; NaN where one is.
+__device__ __forceinline__ std::uint32_t half2_max(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t r;
+  asm("max.NaN.f16x2 %0,%1,%2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
 // Both halves of a are below the half `bound`; false where one is NaN.
 __device__ __forceinline__ bool half2_below(std::uint32_t a, std::uint32_t bound) {
   std::uint32_t r;

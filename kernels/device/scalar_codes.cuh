@@ -211,10 +211,21 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
     return ones_and_zeros + (g == kVGroups ? 0 : 32);
   }
 
-  // The lower fields of each byte are taken off its top one.
   static __device__ __forceinline__ void to_values(Running& running,
                                                    SoftmaxState<kHeadDim / 16>& state) {
     auto& sums = running.sums;
+    take_lower_fields_off(sums);
+#pragma unroll
+    for (int m = 0; m < kHeadDim / 16; ++m) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[m][i] *= kSubnormal / V::weight(2 * (m % 2) + i / 2);
+    }
+    state = running;
+  }
+
+  // A top code's sum is that of whole bytes until then.
+  template <class Sum>
+  static __device__ __forceinline__ void take_lower_fields_off(Sum (&sums)[kHeadDim / 16][4]) {
 #pragma unroll
     for (int w = 0; w < kGroupsOfW; ++w) {
 #pragma unroll
@@ -228,12 +239,6 @@ struct ScalarCodes : PlainCodes<kHeadDimension> {
         }
       }
     }
-#pragma unroll
-    for (int m = 0; m < kHeadDim / 16; ++m) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[m][i] *= kSubnormal / V::weight(2 * (m % 2) + i / 2);
-    }
-    state = running;
   }
 
  private:

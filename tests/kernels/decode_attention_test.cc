@@ -7,7 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "kernels/attention_variants.h"
-#include "tests/kernels/attention_batch.h"
+#include "tests/kernels/attention_fixture.h"
 #include "tests/kvcodec/codebook_samples.h"
 
 namespace kvferry::kernels {

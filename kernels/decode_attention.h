@@ -70,8 +70,8 @@ struct AttentionLayer {
 // Thread: one at a time; all calls on one stream.
 class DecodeAttention {
  public:
-  // kUnimplemented: a combination that is not compiled, with the list (kernels/variants.h).
-  // kInvalidArgument: shape. kResourceExhausted: device memory.
+  // kUnimplemented: a combination that is not compiled, with the list
+  // (kernels/attention_variants.h). kInvalidArgument: shape. kResourceExhausted: device memory.
   static absl::StatusOr<std::unique_ptr<DecodeAttention>> Create(const AttentionConfig& config);
   virtual ~DecodeAttention() = default;
 

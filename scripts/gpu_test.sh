@@ -3,7 +3,7 @@
 # of the version that the bundle was built for where `python3` finds it (for its libraries).
 #   ./gpu_test.sh [--out FOLDER] [--tests] [--sanitize] [--bench] [--python PYTHON] [--model GGUF] [NAME...]
 # Without --tests, --sanitize or --bench: tests, then benches. --sanitize runs those of kernels/ under compute-sanitizer's
-# memcheck and racecheck. --model: the demo model (scripts/deps.sh), for tests that otherwise take a small one of random weights.
+# memcheck and racecheck, of attention the small shapes. --model: the demo model (scripts/deps.sh), for tests that otherwise take a small one of random weights.
 # NAME: only programs whose name contains it. Exit code 1: a test failed.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

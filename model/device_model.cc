@@ -48,8 +48,10 @@ class DeviceModel : public Model {
       const TorchDevice::Scope scope(device_);
       DeviceTransformer::Rows rows = transformer_.Begin(tokens, positions);
       for (int layer = 0; layer < config().layers; ++layer) {
-        KVF_ASSIGN_OR_RETURN(const at::Tensor attended,
-                             AttendOnHost(layer, transformer_.ProjectQkv(layer, rows), attention));
+        KVF_ASSIGN_OR_RETURN(
+            const at::Tensor attended,
+            AttendOnHost(layer, transformer_.ProjectQkv(layer, rows, transformer_.type()),
+                         attention));
         transformer_.FinishLayer(layer, attended, rows);
       }
       const at::Tensor all = transformer_.Logits(rows).cpu();

@@ -67,7 +67,7 @@ absl::Status DevicePrefillSession::RunLayers(DeviceTransformer::Rows rows, const
   const bool last_row_only = logits.size() == logits_.size();
   const int layers = transformer_.config().layers;
   for (int layer = 0; layer < layers; ++layer) {
-    DeviceTransformer::Qkv qkv = transformer_.ProjectQkv(layer, rows);
+    DeviceTransformer::Qkv qkv = transformer_.ProjectQkv(layer, rows, transformer_.type());
     cache_.Store(layer, tokens_, qkv.k.transpose(0, 1), qkv.v.transpose(0, 1));
     KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
     if (layer + 1 == layers && last_row_only) {  // nothing else is wanted of the other rows

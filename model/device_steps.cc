@@ -64,8 +64,9 @@ class TorchDeviceSteps final : public DeviceSteps {
       DeviceTransformer::Rows rows = transformer_.Begin(inputs_[0].narrow(0, 0, sequences_),
                                                         inputs_[1].narrow(0, 0, sequences_));
       for (int layer = 0; layer < transformer_.config().layers; ++layer) {
-        KVF_ASSIGN_OR_RETURN(const at::Tensor attended,
-                             Attend(layer, transformer_.ProjectQkv(layer, rows)));
+        KVF_ASSIGN_OR_RETURN(
+            const at::Tensor attended,
+            Attend(layer, transformer_.ProjectQkv(layer, rows, TorchType(attention_.raw_type()))));
         transformer_.FinishLayer(layer, attended, rows);
       }
       logits_.narrow(0, 0, sequences_).copy_(transformer_.Logits(rows));
@@ -106,9 +107,7 @@ class TorchDeviceSteps final : public DeviceSteps {
   }
 
   absl::StatusOr<at::Tensor> Attend(int layer, const DeviceTransformer::Qkv& qkv) const {
-    const at::ScalarType raw = TorchType(attention_.raw_type());
-    const at::Tensor q = qkv.q.to(raw).contiguous(), k = qkv.k.to(raw).contiguous(),
-                     v = qkv.v.to(raw).contiguous();
+    const at::Tensor q = qkv.q.contiguous(), k = qkv.k.contiguous(), v = qkv.v.contiguous();
     at::Tensor out = at::empty(q.sizes(), q.options());
     const auto data = [](const at::Tensor& tensor) {
       return static_cast<const std::uint16_t*>(tensor.const_data_ptr());

@@ -1,6 +1,7 @@
 #include "model/device_transformer.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/addcmul.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linear.h>
@@ -43,11 +44,10 @@ struct Reader {
   }
 };
 
-// Channel i of a head turns with channel i + head_dim / 2, in fp32.
+// Channel i of a head turns with channel i + head_dim / 2. The result is fp32.
 at::Tensor Rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = heads.to(at::kFloat).chunk(2, -1);
-  return at::cat({halves[0] * cos - halves[1] * sin, halves[1] * cos + halves[0] * sin}, -1)
-      .to(heads.scalar_type());
+  const auto halves = heads.chunk(2, -1);
+  return at::addcmul(heads * cos, at::cat({halves[1], halves[0]}, -1), sin);
 }
 
 at::Tensor ToDevice(std::span<const std::int32_t> values, at::Device device) {
@@ -127,25 +127,27 @@ DeviceTransformer::Rows DeviceTransformer::Begin(std::span<const std::int32_t> t
 
 DeviceTransformer::Rows DeviceTransformer::Begin(const at::Tensor& tokens,
                                                  const at::Tensor& positions) const {
+  const at::Tensor cos = cos_.index_select(0, positions), sin = sin_.index_select(0, positions);
   return {.x = embedding_.index_select(0, tokens),
-          .cos = cos_.index_select(0, positions).unsqueeze(1),
-          .sin = sin_.index_select(0, positions).unsqueeze(1)};
+          .cos = at::cat({cos, cos}, -1).unsqueeze(1),
+          .sin = at::cat({-sin, sin}, -1).unsqueeze(1)};
 }
 
-DeviceTransformer::Qkv DeviceTransformer::ProjectQkv(int index, const Rows& rows) const {
+DeviceTransformer::Qkv DeviceTransformer::ProjectQkv(int index, const Rows& rows,
+                                                     at::ScalarType type) const {
   const Layer& layer = layers_[index];
-  const at::Tensor heads =
-      at::linear(Norm(rows.x, layer.attention_norm), layer.qkv, layer.qkv_bias)
-          .view({rows.x.size(0), config_.q_heads + 2 * config_.kv_heads, config_.head_dim});
-  at::Tensor q = heads.narrow(1, 0, config_.q_heads);
-  at::Tensor k = heads.narrow(1, config_.q_heads, config_.kv_heads);
+  const std::int64_t q = config_.q_heads, kv = config_.kv_heads;
+  const at::Tensor heads = at::linear(Norm(rows.x, layer.attention_norm), layer.qkv, layer.qkv_bias)
+                               .view({rows.x.size(0), q + 2 * kv, config_.head_dim});
+  at::Tensor turning = heads.narrow(1, 0, q + kv);
   if (config_.qk_norm) {
-    q = Norm(q, layer.q_norm);
-    k = Norm(k, layer.k_norm);
+    turning = at::cat(
+        {Norm(heads.narrow(1, 0, q), layer.q_norm), Norm(heads.narrow(1, q, kv), layer.k_norm)}, 1);
   }
-  return {.q = Rotate(q, rows.cos, rows.sin),
-          .k = Rotate(k, rows.cos, rows.sin),
-          .v = heads.narrow(1, config_.q_heads + config_.kv_heads, config_.kv_heads)};
+  const at::Tensor turned = Rotate(turning, rows.cos, rows.sin);  // q and k at once
+  return {.q = turned.narrow(1, 0, q).to(type),
+          .k = turned.narrow(1, q, kv).to(type),
+          .v = heads.narrow(1, q + kv, kv).to(type)};
 }
 
 void DeviceTransformer::FinishLayer(int index, const at::Tensor& attended, Rows& rows) const {

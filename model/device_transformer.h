@@ -29,7 +29,8 @@ class DeviceTransformer {
   // One row per token, before the first layer.
   struct Rows {
     at::Tensor x;         // [rows, hidden], the residual stream
-    at::Tensor cos, sin;  // [rows, 1, head_dim / 2] fp32
+    // Of RoPE, what a channel and its partner meet: [rows, 1, head_dim] fp32.
+    at::Tensor cos, sin;
   };
   Rows Begin(std::span<const std::int32_t> tokens, std::span<const std::int32_t> positions) const;
   // The same from integers on the device: [rows].
@@ -39,7 +40,8 @@ class DeviceTransformer {
   struct Qkv {
     at::Tensor q, k, v;
   };
-  Qkv ProjectQkv(int layer, const Rows& rows) const;
+  // In `type`, to which q and k are rounded once.
+  Qkv ProjectQkv(int layer, const Rows& rows, at::ScalarType type) const;
   // attended: [rows, q_heads, head_dim]. Then the feed-forward network.
   void FinishLayer(int layer, const at::Tensor& attended, Rows& rows) const;
   // [rows, vocabulary] fp32.

@@ -91,7 +91,8 @@ class TorchKvGradients : public KvGradients {
       for (int layer = config().layers - 1; layer >= 0; --layer) {
         const at::Tensor x = inputs[layer].detach().requires_grad_();
         rows.x = x;
-        const DeviceTransformer::Qkv qkv = transformer_.ProjectQkv(layer, rows);
+        const DeviceTransformer::Qkv qkv =
+            transformer_.ProjectQkv(layer, rows, transformer_.type());
         transformer_.FinishLayer(layer, Attend(qkv), rows);
         const std::vector<at::Tensor> by =
             torch::autograd::grad({rows.x}, {x, qkv.k, qkv.v}, {gradient});
@@ -112,7 +113,8 @@ class TorchKvGradients : public KvGradients {
     DeviceTransformer::Rows rows = transformer_.Begin(tokens, positions);
     for (int layer = 0; layer < config().layers; ++layer) {
       inputs.push_back(rows.x);
-      transformer_.FinishLayer(layer, Attend(transformer_.ProjectQkv(layer, rows)), rows);
+      transformer_.FinishLayer(
+          layer, Attend(transformer_.ProjectQkv(layer, rows, transformer_.type())), rows);
     }
     return rows;
   }

@@ -145,7 +145,8 @@ absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu)
 #if KVFERRY_CUDA
   KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*device.gpu));
   KVF_RETURN_IF_ERROR(kernels::UseDevice(*device.gpu));
-  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
+  // Before the quantizer, which takes what the model leaves free.
+  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create(/*priority=*/-1));
   Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
   device.model_stream = stream.get();
   device.stream = std::make_unique<kernels::Stream>(std::move(stream));
@@ -247,8 +248,8 @@ class Node final : public PrefillNode {
     watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(parts.on_lost));
     fingerprint_ = MakeFingerprint(*model_, config_.model().name());
     const model::ModelConfig& shape = model_->config();
-    KVF_ASSIGN_OR_RETURN(
-        codebooks_, ReadCodebooks(config_, {shape.layers, shape.kv_heads, shape.head_dim}));
+    KVF_ASSIGN_OR_RETURN(codebooks_,
+                         ReadCodebooks(config_, {shape.layers, shape.kv_heads, shape.head_dim}));
     SenderLimits limits;
     limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
     KVF_ASSIGN_OR_RETURN(

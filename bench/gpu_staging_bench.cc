@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <functional>
 #include <future>
 #include <iostream>
 #include <memory>
@@ -31,7 +30,7 @@
 // page-locked send slot, whose checksum the CPU makes; the receiver's GPU copies it out of a
 // page-locked landing slot, verifies and scatters it to pages (decode_node/device_cache_memory).
 // Against the same chunks from host memory to host memory, made and verified by CPUs. A transport
-// has one UCX worker: several are several pairs of processes at once. All in turns.
+// has one UCX worker: several are several transports of one process on each side. All in turns.
 namespace kvferry::bench {
 namespace {
 
@@ -46,6 +45,7 @@ struct Arguments {
 
   // Whole pages.
   std::size_t bytes() const { return chunk_bytes / kPageBytes * kPageBytes; }
+  int most_workers() const { return *std::max_element(workers.begin(), workers.end()); }
 };
 
 ChunkStreamOptions HostOptions(const Arguments& arguments) {
@@ -99,7 +99,7 @@ absl::StatusOr<std::optional<int>> GpuOf(const std::string& device) {
   return std::optional<int>(std::max(0, kernels::DeviceCount() - 1));
 }
 
-// The receiving process of one pair.
+// The receiving side of one pair.
 absl::StatusOr<int> RunReceiver(int fd, const Arguments& arguments) {
   KVF_ASSIGN_OR_RETURN(const std::optional<int> device, GpuOf(arguments.receiver));
   if (!device.has_value()) return ReceiveChunks(fd, HostOptions(arguments));
@@ -153,19 +153,6 @@ class Way {
   std::vector<std::unique_ptr<ChunkSender>> senders_;
 };
 
-// The receiver processes of both ways; they end in reverse order.
-struct Receivers {
-  std::vector<std::unique_ptr<ForkedPeer>> all;
-  std::vector<int> gpu_fds, host_fds;
-  ~Receivers() {
-    while (!all.empty()) all.pop_back();
-  }
-  void Add(std::vector<int>& fds, const std::function<absl::StatusOr<int>(int)>& body) {
-    all.push_back(std::make_unique<ForkedPeer>(body));
-    fds.push_back(all.back()->fd());
-  }
-};
-
 std::string NameOf(const std::optional<int>& gpu) {
   return gpu.has_value() ? absl::StrCat("cuda:", *gpu) : "cpu";
 }
@@ -184,7 +171,9 @@ ChunkStreamOptions StagedOptions(const Arguments& arguments, Source& source, std
   return options;
 }
 
-absl::Status Measure(const Arguments& arguments, const Receivers& receivers, Report& report) {
+// staging, hosts: the receiving process of each way.
+absl::Status Measure(const Arguments& arguments, const ForkedPeer& staging, const ForkedPeer& hosts,
+                     Report& report) {
   KVF_ASSIGN_OR_RETURN(const std::optional<int> from, GpuOf(arguments.sender));
   KVF_ASSIGN_OR_RETURN(const std::optional<int> to, GpuOf(arguments.receiver));
   nlohmann::json details = {{"from", NameOf(from)},
@@ -197,19 +186,19 @@ absl::Status Measure(const Arguments& arguments, const Receivers& receivers, Rep
     details["gpu"] = info.name;
   }
   std::vector<std::unique_ptr<Source>> sources;
-  std::vector<std::byte*> slots(receivers.gpu_fds.size());
+  const int most = arguments.most_workers();
+  std::vector<std::byte*> slots(most);
   Way staged, host;
-  for (std::size_t pair = 0; pair < receivers.gpu_fds.size(); ++pair) {
+  for (int pair = 0; pair < most; ++pair) {
     ChunkStreamOptions options = HostOptions(arguments);
     if (from.has_value()) {
       KVF_ASSIGN_OR_RETURN(sources.emplace_back(), Source::Create(*from, arguments.bytes()));
       options = StagedOptions(arguments, *sources.back(), slots[pair]);
     }
-    KVF_RETURN_IF_ERROR(staged.AddPair(receivers.gpu_fds[pair], std::move(options)));
-    KVF_RETURN_IF_ERROR(host.AddPair(receivers.host_fds[pair], HostOptions(arguments)));
+    KVF_RETURN_IF_ERROR(staged.AddPair(staging.fd(pair), std::move(options)));
+    KVF_RETURN_IF_ERROR(host.AddPair(hosts.fd(pair), HostOptions(arguments)));
   }
   details["path"] = staged.path();
-  const int most = static_cast<int>(receivers.gpu_fds.size());
   // Connects and touches memory.
   KVF_RETURN_IF_ERROR(staged.Round(most, arguments.window * 4, arguments.bytes()).status());
   KVF_RETURN_IF_ERROR(host.Round(most, arguments.window * 4, arguments.bytes()).status());
@@ -250,20 +239,16 @@ int Run(int argc, char** argv) {
   app.add_option("--workers", arguments.workers, "UCX workers on each side; repeatable")
       ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  const int most = *std::max_element(arguments.workers.begin(), arguments.workers.end());
-  if (most < 1 || arguments.bytes() == 0) {
+  if (arguments.most_workers() < 1 || arguments.bytes() == 0) {
     std::cerr << "gpu_staging_bench: --workers must be at least 1, --chunk-bytes at least "
               << kPageBytes << '\n';
     return 1;
   }
-  Receivers receivers;
-  for (int pair = 0; pair < most; ++pair) {
-    receivers.Add(receivers.gpu_fds, [&](int fd) { return RunReceiver(fd, arguments); });
-    receivers.Add(receivers.host_fds,
-                  [&](int fd) { return ReceiveChunks(fd, HostOptions(arguments)); });
-  }
+  const int most = arguments.most_workers();
+  const ForkedPeer staging([&](int fd) { return RunReceiver(fd, arguments); }, most);
+  const ForkedPeer hosts([&](int fd) { return ReceiveChunks(fd, HostOptions(arguments)); }, most);
   Report report("gpu_staging", argc, argv);
-  const absl::Status status = Measure(arguments, receivers, report);
+  const absl::Status status = Measure(arguments, staging, hosts, report);
   if (!status.ok()) std::cerr << "gpu_staging_bench: " << status.message() << '\n';
   return status.ok() ? 0 : 1;
 }

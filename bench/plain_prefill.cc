@@ -37,9 +37,11 @@ absl::StatusOr<double> PlainPrefill::Run(std::span<const std::int32_t> ids, code
   const auto ignore = [](int, const codec::KvView&) { return absl::OkStatus(); };
   const std::size_t step = chunk_tokens_;
   const absl::Time begin = absl::Now();
-  for (std::size_t at = 0; at < ids.size(); at += step) {
-    KVF_RETURN_IF_ERROR(session->Run(ids.subspan(at, std::min(step, ids.size() - at)), ignore));
+  std::size_t at = 0;
+  for (; at + step < ids.size(); at += step) {
+    KVF_RETURN_IF_ERROR(session->RunAhead(ids.subspan(at, step), ignore));
   }
+  KVF_RETURN_IF_ERROR(session->Run(ids.subspan(at), ignore));
   const std::int32_t token =
       model::SampleToken(session->logits(), {}, ids, static_cast<std::uint32_t>(ids.size()));
   const absl::Duration took = absl::Now() - begin;

@@ -4,6 +4,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cmath>
@@ -38,6 +39,25 @@ absl::Status DevicePrefillSession::Run(std::span<const std::int32_t> tokens,
   return RunTokens(tokens, on_layer, logits_);
 }
 
+absl::Status DevicePrefillSession::RunAhead(std::span<const std::int32_t> tokens,
+                                            const OnLayer& on_layer) {
+  KVF_RETURN_IF_ERROR(RunTokens(tokens, on_layer, {}));
+  return CatchTorch("prefill", [&] {
+    const TorchDevice::Scope scope(device_);
+    AwaitChunkBefore();
+    return absl::OkStatus();
+  });
+}
+
+void DevicePrefillSession::AwaitChunkBefore() {
+  const at::Device device = transformer_.device();
+  if (device.is_cpu()) return;
+  c10::Event now(device.type());
+  now.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  if (ahead_.has_value()) ahead_->synchronize();
+  ahead_ = std::move(now);
+}
+
 absl::Status DevicePrefillSession::Score(std::span<const std::int32_t> tokens,
                                          std::span<float> logits) {
   KVF_RETURN_IF_ERROR(CheckLogitsRoom(transformer_.config(), tokens.size(), logits.size()));
@@ -64,19 +84,21 @@ absl::Status DevicePrefillSession::RunTokens(std::span<const std::int32_t> token
 absl::Status DevicePrefillSession::RunLayers(DeviceTransformer::Rows rows, const OnLayer& on_layer,
                                              std::span<float> logits) {
   const std::int64_t count = rows.x.size(0), tokens = tokens_ + count;
-  const bool last_row_only = logits.size() == logits_.size();
+  const std::size_t wanted = logits.size() / logits_.size();  // rows
   const int layers = transformer_.config().layers;
   for (int layer = 0; layer < layers; ++layer) {
     DeviceTransformer::Qkv qkv = transformer_.ProjectQkv(layer, rows, transformer_.type());
     cache_.Store(layer, tokens_, qkv.k.transpose(0, 1), qkv.v.transpose(0, 1));
     KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
-    if (layer + 1 == layers && last_row_only) {  // nothing else is wanted of the other rows
+    if (layer + 1 == layers && wanted == 0) break;
+    if (layer + 1 == layers && wanted == 1) {  // nothing else is wanted of the other rows
       qkv.q = qkv.q.narrow(0, count - 1, 1);
       rows.x = rows.x.narrow(0, count - 1, 1);
     }
     transformer_.FinishLayer(layer, Attend(layer, qkv.q, tokens), rows);
   }
   tokens_ = tokens;
+  if (wanted == 0) return absl::OkStatus();
   const at::Tensor on_host = transformer_.Logits(rows).cpu();  // waits for the stream
   std::copy_n(on_host.const_data_ptr<float>(), logits.size(), logits.begin());
   return absl::OkStatus();

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -25,6 +27,7 @@ class DevicePrefillSession : public PrefillSession {
       codec::Raw16 type);
 
   absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override;
+  absl::Status RunAhead(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override;
   absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override;
   std::span<const float> logits() const override { return logits_; }
 
@@ -36,7 +39,7 @@ class DevicePrefillSession : public PrefillSession {
         max_tokens_(max_tokens),
         cache_(std::move(cache)),
         logits_(static_cast<std::size_t>(transformer.config().vocabulary)) {}
-  // logits: of so many of the last tokens: of one, or of all that are run.
+  // logits: of so many of the last tokens: of none, of one, or of all that are run.
   absl::Status RunTokens(std::span<const std::int32_t> tokens, const OnLayer& on_layer,
                          std::span<float> logits);
   absl::Status RunLayers(DeviceTransformer::Rows rows, const OnLayer& on_layer,
@@ -44,10 +47,14 @@ class DevicePrefillSession : public PrefillSession {
   // q: the last rows of the `tokens` that the cache holds. Same shape back.
   at::Tensor Attend(int layer, const at::Tensor& q, std::int64_t tokens) const;
 
+  // Until the last chunk that ran ahead is computed; the work so far is the next such chunk.
+  void AwaitChunkBefore();
+
   const DeviceTransformer& transformer_;
   const TorchDevice& device_;
   const int max_tokens_;
   std::int64_t tokens_ = 0;
+  std::optional<c10::Event> ahead_;  // after the last chunk that ran ahead
   PromptCache cache_;
   std::vector<float> logits_;
 };

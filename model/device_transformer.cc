@@ -50,10 +50,13 @@ at::Tensor Rotate(const at::Tensor& heads, const at::Tensor& cos, const at::Tens
   return at::addcmul(heads * cos, at::cat({halves[1], halves[0]}, -1), sin);
 }
 
+// Does not wait for the stream: through page-locked memory, which LibTorch keeps until the copy is
+// done.
 at::Tensor ToDevice(std::span<const std::int32_t> values, at::Device device) {
-  return at::from_blob(const_cast<std::int32_t*>(values.data()),
-                       {static_cast<std::int64_t>(values.size())}, at::kInt)
-      .to(device, at::kInt, false, true);
+  at::Tensor tensor = at::from_blob(const_cast<std::int32_t*>(values.data()),
+                                    {static_cast<std::int64_t>(values.size())}, at::kInt);
+  if (!device.is_cpu()) tensor = tensor.pin_memory();
+  return tensor.to(device, at::kInt, /*non_blocking=*/true, /*copy=*/true);
 }
 
 }  // namespace

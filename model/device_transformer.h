@@ -28,7 +28,7 @@ class DeviceTransformer {
 
   // One row per token, before the first layer.
   struct Rows {
-    at::Tensor x;         // [rows, hidden], the residual stream
+    at::Tensor x;  // [rows, hidden], the residual stream
     // Of RoPE, what a channel and its partner meet: [rows, 1, head_dim] fp32.
     at::Tensor cos, sin;
   };

@@ -92,11 +92,14 @@ class PrefillSession {
   // Appends `tokens`. kInvalidArgument: an id outside the vocabulary, or more than max_tokens in
   // all.
   virtual absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) = 0;
+  // The same of a chunk that another one follows: makes no logits. A GPU may still compute it when
+  // this returns, but not the chunk before: so it never waits for the next one.
+  virtual absl::Status RunAhead(std::span<const std::int32_t> tokens, const OnLayer& on_layer) = 0;
   // The same without a look at K and V, and what the model thinks after each of `tokens`: what a
   // lossy cache is compared with. logits: [tokens, vocabulary] fp32; kInvalidArgument: another
   // size.
   virtual absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) = 0;
-  // Of the last token run: [vocabulary].
+  // Of the last token, by Run or Score: [vocabulary].
   virtual std::span<const float> logits() const = 0;
 };
 

@@ -76,14 +76,15 @@ absl::Status TorchPrefillSession::RunTokens(std::span<const std::int32_t> tokens
     std::vector<std::int32_t> positions(tokens.size());
     std::iota(positions.begin(), positions.end(), tokens_);
     KVF_RETURN_IF_ERROR(transformer_.Begin(tokens, positions, activations_));
-    KVF_RETURN_IF_ERROR(RunLayers(tokens_, logits.size() == logits_.size(), on_layer));
+    const std::size_t rows = logits.size() / logits_.size();
+    KVF_RETURN_IF_ERROR(RunLayers(tokens_, static_cast<std::int64_t>(rows), on_layer));
     tokens_ += static_cast<int>(tokens.size());
-    transformer_.Logits(activations_, 0, logits.data());
+    if (rows > 0) transformer_.Logits(activations_, 0, logits.data());
     return absl::OkStatus();
   });
 }
 
-absl::Status TorchPrefillSession::RunLayers(std::int64_t past, bool last_row_only,
+absl::Status TorchPrefillSession::RunLayers(std::int64_t past, std::int64_t rows,
                                             const OnLayer& on_layer) {
   Activations& a = activations_;
   const std::int64_t tokens = past + a.rows;
@@ -93,7 +94,8 @@ absl::Status TorchPrefillSession::RunLayers(std::int64_t past, bool last_row_onl
     transformer_.ProjectQkv(layer, a);
     StoreKv(layer, past);
     KVF_RETURN_IF_ERROR(on_layer(layer, cache_.View(layer, tokens)));
-    if (layer + 1 == layers && last_row_only) {  // nothing else is wanted of the other rows
+    if (layer + 1 == layers && rows == 0) break;
+    if (layer + 1 == layers && rows == 1) {  // nothing else is wanted of the other rows
       KeepLastRow();
       Attend(layer, tokens - 1, {});
     } else {

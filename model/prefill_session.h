@@ -24,15 +24,19 @@ class TorchPrefillSession : public PrefillSession {
                                                                      codec::Raw16 type);
 
   absl::Status Run(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override;
+  absl::Status RunAhead(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override {
+    return RunTokens(tokens, on_layer, {});
+  }
   absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override;
   std::span<const float> logits() const override { return logits_; }
 
  private:
   TorchPrefillSession(const Transformer& transformer, int max_tokens, PromptCache cache);
-  // logits: of so many of the last tokens: of one, or of all that are run.
+  // logits: of so many of the last tokens: of none, of one, or of all that are run.
   absl::Status RunTokens(std::span<const std::int32_t> tokens, const OnLayer& on_layer,
                          std::span<float> logits);
-  absl::Status RunLayers(std::int64_t past, bool last_row_only, const OnLayer& on_layer);
+  // rows: whose logits are wanted, the last ones.
+  absl::Status RunLayers(std::int64_t past, std::int64_t rows, const OnLayer& on_layer);
   void StoreKv(int layer, std::int64_t past);
   void Attend(int layer, std::int64_t past, const at::Tensor& mask);
   void KeepLastRow();

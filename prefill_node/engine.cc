@@ -283,9 +283,13 @@ absl::Status Engine::Compute(const JobPtr& job) {
 
 absl::Status Engine::ComputeStep(Job& job, model::PrefillSession& session, std::size_t begin,
                                  std::size_t count) {
-  KVF_RETURN_IF_ERROR(
-      session.Run(std::span(job.request.tokens).subspan(begin, count),
-                  [&](int layer, const codec::KvView& view) { return OnLayer(job, layer, view); }));
+  const auto on_layer = [&](int layer, const codec::KvView& view) {
+    return OnLayer(job, layer, view);
+  };
+  const auto tokens = std::span<const std::int32_t>(job.request.tokens);
+  const bool is_last = begin + count == tokens.size();
+  const auto chunk = tokens.subspan(begin, count);
+  KVF_RETURN_IF_ERROR(is_last ? session.Run(chunk, on_layer) : session.RunAhead(chunk, on_layer));
   prompt_tokens_.Add(count);
   {
     absl::MutexLock lock(&mutex_);

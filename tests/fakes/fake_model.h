@@ -68,6 +68,9 @@ class FakeModel : public model::Model {
       logits_[tokens_ % model_.config_.vocabulary] = 10;
       return absl::OkStatus();
     }
+    absl::Status RunAhead(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override {
+      return Run(tokens, on_layer);
+    }
     absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override {
       for (std::size_t i = 0; i < tokens.size(); ++i) {
         const auto run =

@@ -158,13 +158,17 @@ struct QueryLoad {
 template <int kBlockBytes>
 struct WarpBlocks {
   const unsigned long long* pages;
-  long long head;  // of the KV head in a page, in bytes
+  unsigned head;  // of the KV head in a page, in bytes
 
   __device__ __forceinline__ WarpBlocks(const AttentionArgs& args, const AttentionPiece& piece)
       : pages(reinterpret_cast<const unsigned long long*>(args.pages) + piece.page_begin),
-        head(static_cast<long long>(piece.kv_head) * kBlockBytes) {}
-  __device__ __forceinline__ const char* at(int block) const {
-    return reinterpret_cast<const char*>(__ldg(pages + block)) + head;
+        head(static_cast<unsigned>(piece.kv_head) * kBlockBytes) {}
+  // The page of a block, on its way: what makes an address of it waits for it.
+  __device__ __forceinline__ unsigned long long page(int block) const {
+    return __ldg(pages + block);
+  }
+  __device__ __forceinline__ const char* in(unsigned long long page) const {
+    return reinterpret_cast<const char*>(page) + head;
   }
 };
 
@@ -179,7 +183,7 @@ struct RingStart {
 #pragma unroll
     for (int stage = 0; stage < Shared::kStages; ++stage) {
       const int block = warp + stage * Shared::kWarps;
-      first[stage] = block < piece.blocks ? blocks.at(block) : nullptr;
+      first[stage] = block < piece.blocks ? blocks.in(blocks.page(block)) : nullptr;
     }
   }
   // Stages [kBegin, kEnd).
@@ -239,7 +243,7 @@ __device__ __forceinline__ void attend_piece(const AttentionArgs& args, const At
   const float code_unit[2] = {unit[0] * Codes::kScoreUnit, unit[1] * Codes::kScoreUnit};
   typename Codes::Running running(state.range, lane);
   int next = warp + kStages * kWarps;  // block to load next
-  const char* following = next < piece.blocks ? blocks.at(next) : nullptr;
+  unsigned long long following = next < piece.blocks ? blocks.page(next) : 0;
 #pragma unroll 1
   for (int i = warp; i < piece.blocks; i += kWarps, ++loaded) {
     const int stage = loaded % kStages;
@@ -247,10 +251,10 @@ __device__ __forceinline__ void attend_piece(const AttentionArgs& args, const At
     Codes::attend(at, q_codes, q_plain, shared + Shared::kOnes, args.bf16, unit, code_unit, lane,
                   BlockSite{args, piece, shared + Shared::kTables, piece.kv_head, i}, running);
     __syncwarp();
-    if (following != nullptr) {
-      ring.load(stage, following);
+    if (next < piece.blocks) {
+      ring.load(stage, blocks.in(following));
       next += kWarps;
-      following = next < piece.blocks ? blocks.at(next) : nullptr;
+      following = next < piece.blocks ? blocks.page(next) : 0;
     } else {
       ring.skip();
       prefetch_tiles<Codes::kHeadDim, kWarps>(args, piece, warp, lane);

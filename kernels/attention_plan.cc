@@ -8,6 +8,11 @@ namespace {
 
 constexpr int kWaves = 3;  // pieces per slot where there are more heads than slots
 
+// Thread blocks of equal work end up to a third apart. So a piece that is this long, in rounds of
+// its warps, leaves a last part of this many rounds to who is done early. Of shorter ones, what a
+// tail's own start and end take is more than what it saves.
+constexpr int kLongPiece = 20, kTail = 2;
+
 int RowGroups(const AttentionShape& shape) { return (shape.query_rows + kColumns - 1) / kColumns; }
 int Tiles(const AttentionLength& length) {
   return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
@@ -42,16 +47,16 @@ double LongestPiece(std::span<const AttentionLength> lengths, const AttentionSha
   return static_cast<double>(high);
 }
 
-// Cuts one sequence into `count` pieces for one KV head and group of rows, each a run of its blocks
-// and one of its tiles. Tiles are spread, since a warp reads one while its first blocks are on
-// their way.
-void AppendPieces(const AttentionLength& length, const AttentionShape& shape, int count,
+// Cuts one sequence for one KV head and group of rows into `count` pieces, each a run of its blocks
+// and one of its tiles, and as many tails of `tail` blocks, or none of 0. Tiles are spread, since a
+// warp reads one while its first blocks are on their way.
+void AppendPieces(const AttentionLength& length, const AttentionShape& shape, int count, int tail,
                   AttentionPiece piece, AttentionPlan& plan) {
-  const int tiles = Tiles(length);
-  const double share = Cost(length, shape) / count;
+  const int tiles = Tiles(length), blocks = length.blocks - tail * count;
+  const double share = (Cost(length, shape) - tail * count) / count;
   int without_tiles = count - std::min(count, tiles);  // of the pieces to come: each needs a block
   piece.first_partial = static_cast<int>(plan.pieces.size());
-  piece.partials = count;
+  piece.partials = tail > 0 ? 2 * count : count;
   piece.counter = plan.counters++;
   int block = 0, tile = 0;
   for (int i = 1; i <= count; ++i) {
@@ -59,9 +64,9 @@ void AppendPieces(const AttentionLength& length, const AttentionShape& shape, in
     const int least = tile_end == tile ? 1 : 0;
     without_tiles -= least;
     const double wanted = share * i - static_cast<double>(shape.tile_cost) * tile_end;
-    const int block_end = i == count ? length.blocks
+    const int block_end = i == count ? blocks
                                      : std::clamp(static_cast<int>(std::lround(wanted)),
-                                                  block + least, length.blocks - without_tiles);
+                                                  block + least, blocks - without_tiles);
     piece.page_begin = length.page_begin + block;
     piece.blocks = block_end - block;
     piece.tile_begin = tile;
@@ -69,6 +74,14 @@ void AppendPieces(const AttentionLength& length, const AttentionShape& shape, in
     piece.partial = static_cast<int>(plan.pieces.size());
     plan.pieces.push_back(piece);
     block = block_end, tile = tile_end;
+  }
+  piece.blocks = tail;
+  piece.tile_begin = tile;
+  piece.tiles = 0;
+  for (; block < length.blocks; block += tail) {
+    piece.page_begin = length.page_begin + block;
+    piece.partial = static_cast<int>(plan.pieces.size());
+    plan.pieces.push_back(piece);
   }
 }
 
@@ -83,9 +96,11 @@ AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const Atte
   const std::int64_t slots =
       one_wave ? shape.slots : heads + std::int64_t{kWaves - 1} * shape.slots;
   const double most = LongestPiece(lengths, shape, slots);
+  const int long_piece = one_wave && shape.has_tails ? kLongPiece * shape.warps : 0;
   for (std::size_t sequence = 0; sequence < lengths.size(); ++sequence) {
     const AttentionLength& length = lengths[sequence];
     const int count = Pieces(length, shape, most);
+    const bool is_long = long_piece > 0 && length.blocks >= count * long_piece;
     for (int head = 0; head < shape.kv_heads; ++head) {
       for (int g = 0; g < groups; ++g) {
         AttentionPiece piece{};
@@ -93,12 +108,14 @@ AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const Atte
         piece.kv_head = head;
         piece.row_begin = g * kColumns;
         piece.rows = std::min(kColumns, shape.query_rows - g * kColumns);
-        AppendPieces(length, shape, count, piece, plan);
+        AppendPieces(length, shape, count, is_long ? kTail * shape.warps : 0, piece, plan);
+        plan.has_tails |= is_long;
       }
     }
   }
-  if (!one_wave) {
-    const auto cost = [&](const AttentionPiece& p) { return p.blocks + shape.tile_cost * p.tiles; };
+  const auto cost = [&](const AttentionPiece& p) { return p.blocks + shape.tile_cost * p.tiles; };
+
+  if (!one_wave || plan.has_tails) {
     std::stable_sort(plan.pieces.begin(), plan.pieces.end(),
                      [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
   }
@@ -110,7 +127,8 @@ int MaxCounters(int sequences, const AttentionShape& shape) {
 }
 int MaxPieces(int sequences, const AttentionShape& shape) {
   const int heads = MaxCounters(sequences, shape);
-  return heads <= shape.slots ? shape.slots : heads + (kWaves - 1) * shape.slots;
+  if (heads <= shape.slots) return shape.has_tails ? 2 * shape.slots : shape.slots;
+  return heads + (kWaves - 1) * shape.slots;
 }
 
 }  // namespace kvferry::kernels

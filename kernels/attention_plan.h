@@ -43,11 +43,15 @@ struct AttentionShape {
   int slots = 0;        // thread blocks that the device holds at once
   int warps = 0;        // of a thread block
   float tile_cost = 1;  // of a 16-bit tile, in compressed blocks
+  // Whether what is left of long pieces may be cut finer: several thread blocks of a
+  // multiprocessor cover what another one's start and end take.
+  bool has_tails = false;
 };
 
 struct AttentionPlan {
   std::vector<AttentionPiece> pieces;  // longest first where they do not all fit at once
   int counters = 0;
+  bool has_tails = false;  // more pieces than slots, where there would not have to be
 };
 
 // Cuts the work of one decode step, the same for all layers, into pieces of about equal length:
@@ -56,8 +60,9 @@ struct AttentionPlan {
 // Pure: the same lengths give the same plan, hence the same bits.
 AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const AttentionShape& shape);
 
-// The most pieces and counters that any plan of up to `sequences` sequences has: sizes of device
-// buffers that live as long as a captured graph.
+// The most pieces and counters that any plan of up to `sequences` sequences has, with tails if the
+// shape may have them: sizes of device buffers and of launches that live as long as a captured
+// graph.
 int MaxPieces(int sequences, const AttentionShape& shape);
 int MaxCounters(int sequences, const AttentionShape& shape);
 

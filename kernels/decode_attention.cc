@@ -109,8 +109,10 @@ class CudaDecodeAttention : public DecodeAttention {
     }
     const int sequences = static_cast<int>(lengths.size());
     chosen_ = &Choose(lengths);
-    grid_ = MaxPieces(sequences, chosen_->shape);
-    const AttentionPlan plan = PlanAttention(lengths, chosen_->shape);
+    AttentionShape shape = chosen_->shape;
+    const AttentionPlan plan = PlanAttention(lengths, shape);
+    shape.has_tails = has_tails_ = plan.has_tails;
+    grid_ = MaxPieces(sequences, shape);
     KVF_RETURN_IF_ERROR(copied_->Synchronize());  // the plan before this one has left staging_
     const std::size_t bytes = plan.pieces.size() * sizeof(AttentionPiece);
     const std::size_t grid_bytes = grid_ * sizeof(AttentionPiece);
@@ -124,7 +126,7 @@ class CudaDecodeAttention : public DecodeAttention {
     return copied_->Record(stream);
   }
 
-  int launch_kind() const override { return chosen_ == &large_ ? 1 : 0; }
+  int launch_kind() const override { return chosen_ == &large_ ? 2 : has_tails_ ? 1 : 0; }
 
   absl::Status Launch(const AttentionLayer& layer, Stream& stream) override {
     if (chosen_ == nullptr) {
@@ -190,7 +192,8 @@ class CudaDecodeAttention : public DecodeAttention {
   const AttentionConfig config_;
   const Placed small_, large_;  // thread blocks
   CoupledTables coupled_;
-  const Placed* chosen_ = nullptr;  // by the last Plan, as grid_
+  const Placed* chosen_ = nullptr;  // by the last Plan, as has_tails_ and grid_
+  bool has_tails_ = false;
   int grid_ = 0;
   DeviceBuffer pieces_, partial_sums_, partial_tops_, counters_;
   PinnedBuffer staging_;
@@ -216,6 +219,7 @@ absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfi
   placed.shape.slots = std::max(1, blocks) * info.multiprocessors;
   placed.shape.warps = kernel.warps;
   placed.shape.tile_cost = tile_cost;
+  placed.shape.has_tails = blocks > 1;
   return placed;
 }
 

@@ -62,6 +62,7 @@ TEST(AttentionPlanTest, CoversEverythingOnceAndStaysWithinItsBounds) {
     shape.slots = round % 3 == 0 ? 1 + static_cast<int>(random() % 20) : kSlots;
     shape.warps = 1 + static_cast<int>(random() % 4);
     shape.tile_cost = 0.25f * static_cast<float>(1 + random() % 10);
+    shape.has_tails = random() % 2 == 0;
     std::vector<AttentionLength> lengths(1 + random() % (round % 2 == 0 ? 4 : 90));
     int page = 0;
     for (AttentionLength& length : lengths) {
@@ -109,6 +110,24 @@ TEST(AttentionPlanTest, TheLongestPieceOfARaggedBatchIsNotMuchLongerThanTheMean)
     sum += piece.blocks;
   }
   EXPECT_LE(longest, sum / kSlots) << "one piece would keep the device waiting";
+}
+
+TEST(AttentionPlanTest, LongPiecesLeaveTailsToWhoIsDoneEarly) {
+  AttentionShape shape = {.kv_heads = 8, .query_rows = 4, .slots = kSlots, .warps = 4};
+  const std::vector<AttentionLength> lengths(8, {.blocks = 768, .raw_tokens = 68});
+  const AttentionPlan without = PlanAttention(lengths, shape);
+  EXPECT_EQ(without.pieces.size(), 512u);
+  EXPECT_FALSE(without.has_tails);
+  shape.has_tails = true;
+  const AttentionPlan plan = PlanAttention(lengths, shape);
+  EXPECT_TRUE(plan.has_tails);
+  ExpectCovers(plan, lengths, shape);
+  ASSERT_EQ(plan.pieces.size(), 1024u);
+  for (int i = 0; i < 512; ++i) EXPECT_NEAR(plan.pieces[i].blocks, 88, 2) << i;
+  for (int i = 512; i < 1024; ++i) EXPECT_EQ(plan.pieces[i].blocks, 8) << i;
+  EXPECT_FALSE(
+      PlanAttention(std::vector<AttentionLength>(8, {.blocks = 512, .raw_tokens = 68}), shape)
+          .has_tails);
 }
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <bit>
 
+#include "hwy/cache_control.h"
+
 // Scalable vectors cannot stand in arrays; their targets fall back to NEON or scalar code.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
@@ -20,8 +22,12 @@ float Bf16ToFloat(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
+// Weight rows of a tile: with four activation rows their accumulators fill the registers.
+constexpr int kTileOutputs = HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 ? 3 : 4;  // of 16 or 32
+
 // kOutputs weight rows from `output` on times kRows activation rows from `row` on: a tile of
-// accumulators in registers.
+// accumulators in registers. The last rows send for the next weights, which would otherwise be
+// waited for when this tile is done.
 template <int kOutputs, int kRows>
 HWY_INLINE void Fp32Tile(const RowProducts& work, std::int64_t output, int row) {
   const F32 d;
@@ -29,12 +35,16 @@ HWY_INLINE void Fp32Tile(const RowProducts& work, std::int64_t output, int row) 
   const std::int64_t inputs = work.inputs;
   const float* w = work.fp32 + output * inputs;
   const float* x = work.x + row * inputs;
+  const bool is_last = row + kRows == work.rows;
   hn::Vec<F32> sum[kOutputs][kRows];
   for (auto& sums : sum) {
     for (auto& one : sums) one = hn::Zero(d);
   }
   int i = 0;
   for (; i + lanes <= inputs; i += lanes) {
+    if (is_last) {
+      for (int o = 0; o < kOutputs; ++o) hwy::Prefetch(w + (kOutputs + o) * inputs + i);
+    }
     hn::Vec<F32> weights[kOutputs];
     for (int o = 0; o < kOutputs; ++o) weights[o] = hn::LoadU(d, w + o * inputs + i);
     for (int r = 0; r < kRows; ++r) {
@@ -62,6 +72,7 @@ HWY_INLINE void Bf16Tile(const RowProducts& work, std::int64_t output, int row) 
   const int pairs = work.inputs / 2;
   const std::uint16_t* w = work.bf16 + output * inputs;
   const float* x = work.x + row * inputs;
+  const bool is_last = row + kRows == work.rows;
   const auto odd_mask = hn::Set(du, 0xffff0000u);
   hn::Vec<F32> sum[kOutputs][kRows];
   for (auto& sums : sum) {
@@ -69,6 +80,9 @@ HWY_INLINE void Bf16Tile(const RowProducts& work, std::int64_t output, int row) 
   }
   int i = 0;
   for (; i + lanes <= pairs; i += lanes) {
+    if (is_last) {
+      for (int o = 0; o < kOutputs; ++o) hwy::Prefetch(w + (kOutputs + o) * inputs + 2 * i);
+    }
     hn::Vec<F32> even[kOutputs], odd[kOutputs];
     for (int o = 0; o < kOutputs; ++o) {
       const auto words =
@@ -116,7 +130,9 @@ HWY_INLINE void AllRows(const RowProducts& work, std::int64_t output) {
 
 void Compute(const RowProducts& work, std::int64_t begin, std::int64_t end) {
   std::int64_t output = begin;
-  for (; output + 4 <= end; output += 4) AllRows<4>(work, output);
+  for (; output + kTileOutputs <= end; output += kTileOutputs) {
+    AllRows<kTileOutputs>(work, output);
+  }
   for (; output < end; ++output) AllRows<1>(work, output);
 }
 

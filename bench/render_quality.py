@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes docs/quality.md and its plots from bench/results/quality.json and those of these that are beside it, of the same bench:
-quality_coupled*.json and quality_profiles.json, quality_more.json (codecs with files of their own), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time), quality_layers.json (of that, one layer or head at a time, where it is a run of its own) and
+quality_coupled*.json and quality_profiles.json, quality_more.json (codecs with files of their own), quality_registered.json (every registered codec in one run on CPUs), quality_python.json (another domain), quality_long.json (longer prompts), quality_report.json (one factor at a time), quality_layers.json (of that, one layer or head at a time, where it is a run of its own) and
 quality_tables.json (codecs with a scale per token): every number there comes from these files.
 
   bench/render_quality.py [RESULT.json [FOLDER]]
@@ -228,6 +228,14 @@ def other(title, report):
     )
 
 
+def how_long(report):
+    most = max(report["codecs"], key=lambda row: row["seconds"])
+    return (
+        f"\n{len(report['codecs'])} codecs on {report['machine']['cores']} cores: {math.ceil(report['seconds'] / 60)} minutes in all, "
+        f"the exact model's part in it; `{most['codec']}` took longest, {math.ceil(most['seconds'])} seconds.\n"
+    )
+
+
 def render(report, beside, folder):
     """beside: the other reports by what their files are called after quality_."""
     setup = report["setup"]
@@ -269,6 +277,8 @@ def render(report, beside, folder):
     for name, title in BESIDE.items():
         if name in beside:
             text += other(title, beside[name])
+    if "registered" in beside:
+        text += other("Every registered codec in one run", beside["registered"]) + how_long(beside["registered"])
     if "python" in beside:
         text += other("Another domain: Python sources", beside["python"])
     if "long" in beside:
@@ -310,7 +320,7 @@ def main():
     source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "bench" / "results" / "quality.json"
     folder = pathlib.Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs"
     beside = {}
-    for name in (*BESIDE, "python", "long", "tables", "report", "layers"):
+    for name in (*BESIDE, "registered", "python", "long", "tables", "report", "layers"):
         path = source.with_name(f"quality_{name}.json")
         if path.exists():
             beside[name] = read(path)

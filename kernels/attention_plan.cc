@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kWaves = 3;  // pieces per slot where there are more heads than slots
 
-// Thread blocks of equal work end up to a third apart. So a piece that is this long, in rounds of
-// its warps, leaves a last part of this many rounds to who is done early. Of shorter ones, what a
+// Thread blocks of equal work do not end together. So a piece that is this long, in rounds of its
+// warps, leaves a last part of this many rounds to who is done early. Of shorter ones, what a
 // tail's own start and end take is more than what it saves.
 constexpr int kLongPiece = 20, kTail = 2;
 

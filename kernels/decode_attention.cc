@@ -126,7 +126,7 @@ class CudaDecodeAttention : public DecodeAttention {
     return copied_->Record(stream);
   }
 
-  int launch_kind() const override { return chosen_ == &large_ ? 2 : has_tails_ ? 1 : 0; }
+  int launch_kind() const override { return (chosen_ == &large_ ? 2 : 0) + (has_tails_ ? 1 : 0); }
 
   absl::Status Launch(const AttentionLayer& layer, Stream& stream) override {
     if (chosen_ == nullptr) {

@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAD = """# Quality
 
 What each codec does to a model's answers. Written by `bench/render_quality.py` from `bench/results/quality*.json`, which
-`scripts/gpu_quality.sh` makes on a GPU host, `bench/run.sh quality` the first of them on CPUs. Numbers are rounded against us.
+`scripts/gpu_quality.sh` makes on a GPU host, `bench/run.sh quality` the first of them on CPUs, and the command at its table
+"Every registered codec in one run". Numbers are rounded against us.
 
 ## How it is measured
 

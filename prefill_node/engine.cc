@@ -38,7 +38,7 @@ struct Engine::Job {
   MonoTime submitted;
 
   // guarded
-  std::vector<codec::KvView> views;                // by layer, as far as the model is
+  std::vector<std::vector<codec::KvView>> views;   // by layer: after each step, in turn
   std::shared_ptr<model::PrefillSession> session;  // the engine computes on, the encoder reads from
   std::optional<std::int32_t> first_token;
   std::size_t tokens_done = 0;
@@ -308,8 +308,8 @@ absl::Status Engine::OnLayer(Job& job, int layer, const codec::KvView& view) {
   if (layer < 0 || layer >= geometry_.layers) {
     return absl::InternalError(absl::StrCat("the model reports layer ", layer));
   }
-  job.views[layer] = view;
-  job.views[layer].ready = ready;
+  job.views[layer].push_back(view);
+  job.views[layer].back().ready = ready;
   return absl::OkStatus();
 }
 
@@ -345,15 +345,24 @@ absl::Status Engine::Encode(const JobPtr& job) {
 }
 
 absl::Status Engine::EncodeOne(Job& job, const ChunkPlan& chunk) {
-  std::vector<codec::KvView> views;
+  std::vector<codec::KvView> views(geometry_.layers);
   {
     absl::MutexLock lock(&mutex_);
+    // The first that suffices: the model may be steps ahead by now, and a later view is ready
+    // later.
+    const auto view_of = [&](int layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      const std::vector<codec::KvView>& steps = job.views[layer];
+      return std::find_if(steps.begin(), steps.end(), [&](const codec::KvView& view) {
+        return view.tokens >= chunk.ready_tokens;
+      });
+    };
+    const int last = chunk.layer_end() - 1;
     const auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return job.finished || job.views[chunk.layer_end() - 1].tokens >= chunk.ready_tokens;
+      return job.finished || view_of(last) != job.views[last].end();
     };
     mutex_.Await(absl::Condition(&ready));
     if (job.finished) return job.status;
-    views = job.views;
+    for (int layer = chunk.layer_begin; layer <= last; ++layer) views[layer] = *view_of(layer);
   }
   KVF_ASSIGN_OR_RETURN(SendSlot slot, data_plane_.AcquireSlot(job.request.transfer_id));
   const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);

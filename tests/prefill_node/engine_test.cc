@@ -53,6 +53,34 @@ class Observer final : public JobObserver {
   std::optional<absl::StatusOr<HandoffSummary>> result;
 };
 
+// The CPU's, with marks as of a device that the model runs ahead of. It begins when it may.
+class MarkingQuantizer final : public codec::Quantizer {
+ public:
+  explicit MarkingQuantizer(const codec::Quantizer& cpu) : cpu_(cpu) {}
+
+  std::string name() const override { return cpu_.name(); }
+  absl::Status Supports(const codec::BlockSpec& spec) const override { return cpu_.Supports(spec); }
+  absl::Status Quantize(const codec::KvView& kv, const codec::BlockSpec& spec,
+                        const codec::BlockOrigin& origin,
+                        std::span<std::byte> page) const override {
+    may_begin.WaitForNotification();
+    {
+      absl::MutexLock lock(&mutex);
+      waited_for.push_back(kv.ready);
+    }
+    return cpu_.Quantize(kv, spec, origin, page);
+  }
+  std::uint64_t MarkReady() const override { return ++marks_; }
+
+  mutable absl::Notification may_begin;
+  mutable absl::Mutex mutex;
+  mutable std::vector<std::uint64_t> waited_for;  // by page
+
+ private:
+  const codec::Quantizer& cpu_;
+  mutable std::uint64_t marks_ = 0;  // the engine thread's
+};
+
 class EngineTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -215,6 +243,37 @@ TEST_F(EngineTest, ChunksTravelWhileTheModelComputes) {
   })) << "layers 0 to 2 arrive before layer 3 is computed";
   Release();
   EXPECT_TRUE(observer->Wait().ok());
+}
+
+TEST_F(EngineTest, ChunksWaitForTheirOwnStepWhenTheModelIsAhead) {
+  const MarkingQuantizer quantizer(*backend_);
+  engine_ =
+      Engine::Create({.chunk_tokens = 128}, model_, quantizer, *plane_, Clock::Steady(), *metrics_)
+          .value();
+  const JobRequest request = Request(4 + 3 * 128);  // 4 sinks; each step completes blocks
+  auto observer = std::make_shared<Observer>();
+  ASSERT_TRUE(engine_->Submit(request, observer).ok());
+  {
+    absl::MutexLock lock(&observer->mutex);
+    const auto computed = [&] { return observer->first_token >= 0; };
+    EXPECT_TRUE(observer->mutex.AwaitWithTimeout(absl::Condition(&computed), fakes::kWaitLimit));
+  }
+  quantizer.may_begin.Notify();
+  ASSERT_TRUE(observer->Wait().ok());
+  CheckBytes(request);
+  // Of every page: the mark of its layer in the step that completed it.
+  std::vector<std::uint64_t> expected;
+  const codec::BlockPlan plan = codec::PlanBlocks(4 + 3 * 128, request.codec.window);
+  for (int step = 0, done = 0; step < 4; ++step) {
+    const int tokens = std::min(4 + 3 * 128, (step + 1) * 128);
+    const int blocks = std::clamp((tokens - plan.sinks) / codec::kBlockTokens, 0, plan.blocks);
+    for (int layer = 0; layer < kGeometry.layers; ++layer) {
+      expected.insert(expected.end(), blocks - done, step * kGeometry.layers + layer + 1);
+    }
+    done = blocks;
+  }
+  absl::MutexLock lock(&quantizer.mutex);
+  EXPECT_EQ(quantizer.waited_for, expected);
 }
 
 TEST_F(EngineTest, ManyJobsInTurn) {

@@ -11,12 +11,14 @@
 #include "absl/synchronization/mutex.h"
 #include "common/crc32c.h"
 #include "common/status_macros.h"
+#include "kernels/chunk_check.h"
 #include "kernels/chunk_checker.h"
 #include "kernels/cuda/buffer.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/event.h"
 #include "kernels/cuda/status.h"
 #include "kernels/quantize_block.h"
+#include "kvcodec/format.h"
 
 namespace kvferry::kernels {
 namespace {
@@ -25,20 +27,81 @@ using codec::BlockOrigin;
 using codec::BlockSpec;
 using codec::kBlockTokens;
 using codec::KvView;
+using codec::PageRun;
 
 // Marks that can be waited for one by one. An older one shares the event of a newer one, which
 // stands later in the same stream: waiting for it is waiting for both.
 constexpr std::size_t kMarks = 256;
 
+bool IsPageAddress(const std::byte* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % codec::format::kAlignBytes == 0;
+}
+
+// Runs of consecutive layers that differ in nothing but bits and place: their pages in one launch.
+struct Launch {
+  const PageRun* first = nullptr;
+  int max_bits = 0;
+  std::vector<QuantizeItem> items;
+  std::vector<BlockOrigin> origins;  // of the items
+};
+
+bool OneLaunch(const PageRun& a, const PageRun& b) {
+  const auto form = [](BlockSpec spec) {
+    spec.layer = 0;
+    if (spec.kind == codec::BlockKind::kScalar) spec.k_bits = spec.v_bits = 0;
+    return spec;
+  };
+  return form(a.spec) == form(b.spec) && a.kv.type == b.kv.type && a.kv.kv_heads == b.kv.kv_heads &&
+         a.origin.kv_head_begin == b.origin.kv_head_begin;
+}
+
+void AddPages(const PageRun& run, std::byte*& page, std::size_t& bytes_after, Launch& launch) {
+  const std::size_t page_bytes = codec::PageBytes(run.spec, run.kv.kv_heads);
+  for (int row = 0; row < run.kv.tokens; row += kBlockTokens) {
+    bytes_after -= page_bytes;
+    launch.origins.push_back(run.origin);
+    launch.origins.back().token_begin += row;
+    launch.items.push_back(
+        {.k = run.kv.k,
+         .v = run.kv.v,
+         .page = page,
+         .head_stride = run.kv.head_stride,
+         .token_stride = static_cast<std::int32_t>(run.kv.token_stride),
+         .token = launch.origins.back().token_begin,
+         .first_row = row,
+         .k_bits = static_cast<std::uint8_t>(run.spec.k_bits),
+         .v_bits = static_cast<std::uint8_t>(run.spec.v_bits),
+         .layer = static_cast<std::uint16_t>(run.spec.layer),
+         .after_units = static_cast<std::uint32_t>(bytes_after / kCheckUnitBytes)});
+    page += page_bytes;
+  }
+}
+
+// pages: where the first one goes, of `bytes` in all.
+std::vector<Launch> Split(std::span<const PageRun> runs, std::byte* pages, std::size_t bytes) {
+  std::vector<Launch> launches;
+  for (const PageRun& run : runs) {
+    if (run.kv.tokens == 0) continue;
+    if (launches.empty() || !OneLaunch(*launches.back().first, run)) {
+      launches.push_back({.first = &run, .max_bits = 0, .items = {}, .origins = {}});
+    }
+    Launch& launch = launches.back();
+    const bool is_scalar = run.spec.kind == codec::BlockKind::kScalar;
+    launch.max_bits = is_scalar ? std::max({launch.max_bits, run.spec.k_bits, run.spec.v_bits}) : 8;
+    AddPages(run, pages, bytes, launch);
+  }
+  return launches;
+}
+
 class CudaQuantizer final : public codec::Quantizer {
  public:
   CudaQuantizer(int device, Stream& producer, Stream stream, std::vector<Event> marks,
-                DeviceBuffer fault, std::unique_ptr<ChunkChecker> checker)
+                DeviceCheckTables tables, std::unique_ptr<ChunkChecker> checker)
       : device_(device),
         producer_(producer),
         stream_(std::move(stream)),
         marks_(std::move(marks)),
-        fault_(std::move(fault)),
+        tables_(std::move(tables)),
         checker_(std::move(checker)) {}
 
   std::string name() const override { return "cuda"; }
@@ -52,65 +115,54 @@ class CudaQuantizer final : public codec::Quantizer {
     return QuantizePages(kv, spec, origin, page);
   }
 
-  absl::Status QuantizePages(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
-                             std::span<std::byte> pages) const override {
-    KVF_RETURN_IF_ERROR(Supports(spec));
-    const std::size_t page_bytes = codec::PageBytes(spec, kv.kv_heads);
-    const int count = kv.tokens / kBlockTokens;
-    if (kv.tokens % kBlockTokens != 0 || kv.head_dim != spec.head_dim ||
-        pages.size() != count * page_bytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(kv.tokens, " tokens of ", kv.head_dim, " channels into ", pages.size(),
-                       " bytes; pages of ", spec.head_dim, " channels have 64 tokens and ",
-                       page_bytes, " bytes each"));
+  absl::StatusOr<std::uint32_t> QuantizeRuns(std::span<const PageRun> runs,
+                                             std::span<std::byte> out) const override {
+    KVF_RETURN_IF_ERROR(codec::CheckRuns(runs, out.size()));
+    for (const PageRun& run : runs) KVF_RETURN_IF_ERROR(Supports(run.spec));
+    if (out.size() > kCheckMaxBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "pages of ", out.size(), " bytes at once; a GPU checks at most ", kCheckMaxBytes));
     }
-    if (count == 0) return absl::OkStatus();
+    if (out.empty()) return Crc32c(out);
     absl::MutexLock lock(&mutex_);
     KVF_RETURN_IF_ERROR(UseThisDevice());
-    KVF_ASSIGN_OR_RETURN(const CoupledQuantize coupled,
-                         CoupledOf(spec, origin.kv_head_begin, kv.kv_heads));
-    KVF_RETURN_IF_ERROR(Begin(kv, pages.size(), count));
+    // Where they stay, or from where they are copied.
+    const bool in_place = IsDeviceMemory(out.data()) && IsPageAddress(out.data());
+    if (!in_place) KVF_RETURN_IF_ERROR(MakeRoom(pages_, out.size()));
+    const std::vector<Launch> launches =
+        Split(runs, in_place ? out.data() : pages_.data(), out.size());
     std::vector<QuantizeItem> items;
-    std::vector<BlockOrigin> origins;
-    for (int i = 0; i < count; ++i) {
-      items.push_back({.k = kv.k,
-                       .v = kv.v,
-                       .page = pages_.data() + i * page_bytes,
-                       .head_stride = kv.head_stride,
-                       .token_stride = static_cast<std::int32_t>(kv.token_stride),
-                       .token = origin.token_begin + i * kBlockTokens,
-                       .first_row = i * kBlockTokens,
-                       .k_bits = static_cast<std::uint8_t>(spec.k_bits),
-                       .v_bits = static_cast<std::uint8_t>(spec.v_bits),
-                       .layer = static_cast<std::uint16_t>(spec.layer)});
-      origins.push_back(origin);
-      origins.back().token_begin += i * kBlockTokens;
+    for (const Launch& launch : launches) {
+      items.insert(items.end(), launch.items.begin(), launch.items.end());
     }
-    std::uint64_t fault = kNoFault;
+    const std::size_t results = sizeof(std::uint64_t) * (1 + launches.size());
+    KVF_RETURN_IF_ERROR(MakeRoom(items_, items.size() * sizeof(QuantizeItem)));
+    KVF_RETURN_IF_ERROR(MakeRoom(results_, results));
+    if (host_results_.bytes() < results) {
+      KVF_ASSIGN_OR_RETURN(host_results_, PinnedBuffer::Allocate(results));
+    }
     const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+      for (const PageRun& run : runs) KVF_RETURN_IF_ERROR(AwaitReady(run.kv));
       KVF_RETURN_IF_ERROR(
           CopyAsync(items_.data(), items.data(), items.size() * sizeof(items[0]), stream_));
-      KVF_RETURN_IF_ERROR(FillAsync(fault_.data(), std::byte{0xff}, sizeof(kNoFault), stream_));
-      KVF_RETURN_IF_ERROR(LaunchQuantizeBlock(
-          {.items = items_.as<const QuantizeItem>(),
-           .max_items = count,
-           .kv_heads = kv.kv_heads,
-           .head_dim = spec.head_dim,
-           .kind = spec.kind,
-           .type = kv.type,
-           .k_group_tokens = spec.k_group_tokens,
-           .v_group_channels = spec.v_group_channels,
-           .table = spec.table,
-           .coupled = coupled,
-           .max_bits =
-               spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8,
-           .first_fault = fault_.as<std::uint64_t>()},
-          stream_));
-      KVF_RETURN_IF_ERROR(CopyAsync(&fault, fault_.data(), sizeof(fault), stream_));
-      return CopyAsync(pages.data(), pages_.data(), pages.size(), stream_);
+      KVF_RETURN_IF_ERROR(FillAsync(results_.data(), std::byte{0}, sizeof(std::uint64_t), stream_));
+      KVF_RETURN_IF_ERROR(FillAsync(results_.data() + sizeof(std::uint64_t), std::byte{0xff},
+                                    results - sizeof(std::uint64_t), stream_));
+      const QuantizeItem* next = items_.as<const QuantizeItem>();
+      for (std::size_t i = 0; i < launches.size(); ++i) {
+        KVF_RETURN_IF_ERROR(Enqueue(launches[i], next, 1 + i));
+        next += launches[i].items.size();
+      }
+      KVF_RETURN_IF_ERROR(CopyAsync(host_results_.data(), results_.data(), results, stream_));
+      return in_place ? absl::OkStatus()
+                      : CopyAsync(out.data(), pages_.data(), out.size(), stream_);
     };
     KVF_RETURN_IF_ERROR(Finish(enqueue()));
-    return FaultStatus(fault, origins);
+    const auto* result = host_results_.as<const std::uint64_t>();
+    for (std::size_t i = 0; i < launches.size(); ++i) {
+      KVF_RETURN_IF_ERROR(FaultStatus(result[1 + i], launches[i].origins));
+    }
+    return FinishChunkCheck(static_cast<std::uint32_t>(result[0]), out.size());
   }
 
   absl::Status CopyTokens(const KvView& kv, std::span<std::byte> out) const override {
@@ -121,8 +173,9 @@ class CudaQuantizer final : public codec::Quantizer {
     }
     if (kv.tokens == 0) return absl::OkStatus();
     absl::MutexLock lock(&mutex_);
-    KVF_RETURN_IF_ERROR(Begin(kv, 0, 0));
+    KVF_RETURN_IF_ERROR(UseThisDevice());
     const auto enqueue = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+      KVF_RETURN_IF_ERROR(AwaitReady(kv));
       std::byte* to = out.data();
       for (const std::uint16_t* side : {kv.k, kv.v}) {
         for (int head = 0; head < kv.kv_heads; ++head, to += row * kv.tokens) {
@@ -156,20 +209,39 @@ class CudaQuantizer final : public codec::Quantizer {
     return CudaStatus(cudaSetDevice(device_), absl::StrCat("use of GPU ", device_));
   }
 
-  // The calling thread works on the device, the stream waits for `kv`, and there is room.
-  absl::Status Begin(const KvView& kv, std::size_t bytes, int items) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    KVF_RETURN_IF_ERROR(UseThisDevice());
-    if (pages_.bytes() < bytes) {
-      pages_ = DeviceBuffer();  // two at once may be more than there is
-      KVF_ASSIGN_OR_RETURN(pages_, DeviceBuffer::Allocate(bytes));
-    }
-    if (items_.bytes() < items * sizeof(QuantizeItem)) {
-      KVF_ASSIGN_OR_RETURN(items_, DeviceBuffer::Allocate(items * sizeof(QuantizeItem)));
-    }
+  static absl::Status MakeRoom(DeviceBuffer& buffer, std::size_t bytes) {
+    if (buffer.bytes() >= bytes) return absl::OkStatus();
+    buffer = DeviceBuffer();  // two at once may be more than there is
+    KVF_ASSIGN_OR_RETURN(buffer, DeviceBuffer::Allocate(bytes));
+    return absl::OkStatus();
+  }
+
+  absl::Status AwaitReady(const KvView& kv) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (kv.ready == 0) return absl::OkStatus();
     absl::MutexLock lock(&marks_mutex_);
     return stream_.Wait(marks_[kv.ready % kMarks]);
+  }
+
+  absl::Status Enqueue(const Launch& launch, const QuantizeItem* items, std::size_t result) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const PageRun& run = *launch.first;
+    KVF_ASSIGN_OR_RETURN(const CoupledQuantize coupled,
+                         CoupledOf(run.spec, run.origin.kv_head_begin, run.kv.kv_heads));
+    return LaunchQuantizeBlock({.items = items,
+                                .max_items = static_cast<int>(launch.items.size()),
+                                .kv_heads = run.kv.kv_heads,
+                                .head_dim = run.spec.head_dim,
+                                .kind = run.spec.kind,
+                                .type = run.kv.type,
+                                .k_group_tokens = run.spec.k_group_tokens,
+                                .v_group_channels = run.spec.v_group_channels,
+                                .table = run.spec.table,
+                                .coupled = coupled,
+                                .max_bits = launch.max_bits,
+                                .first_fault = results_.as<std::uint64_t>() + result,
+                                .residues = results_.as<std::uint32_t>(),
+                                .tables = tables_.get()},
+                               stream_);
   }
 
   // After an error, too, nothing of the call may go on: the caller's memory is its own again.
@@ -183,10 +255,13 @@ class CudaQuantizer final : public codec::Quantizer {
   mutable absl::Mutex mutex_;
   mutable Stream stream_ ABSL_GUARDED_BY(mutex_);
   mutable DeviceBuffer items_ ABSL_GUARDED_BY(mutex_), pages_ ABSL_GUARDED_BY(mutex_);
+  // Words of 64 bits: the residue of the pages, then the first fault of every launch.
+  mutable DeviceBuffer results_ ABSL_GUARDED_BY(mutex_);
+  mutable PinnedBuffer host_results_ ABSL_GUARDED_BY(mutex_);
   mutable absl::Mutex marks_mutex_ ABSL_ACQUIRED_AFTER(mutex_);
   mutable std::vector<Event> marks_ ABSL_GUARDED_BY(marks_mutex_);
   mutable std::uint64_t last_mark_ ABSL_GUARDED_BY(marks_mutex_) = 0;
-  DeviceBuffer fault_;  // one word
+  const DeviceCheckTables tables_;
   const std::unique_ptr<ChunkChecker> checker_;
 };
 
@@ -201,10 +276,10 @@ absl::StatusOr<std::unique_ptr<codec::Quantizer>> CreateCudaQuantizer(Stream& pr
     KVF_ASSIGN_OR_RETURN(Event mark, Event::Create());
     marks.push_back(std::move(mark));
   }
-  KVF_ASSIGN_OR_RETURN(DeviceBuffer fault, DeviceBuffer::Allocate(sizeof(kNoFault)));
+  KVF_ASSIGN_OR_RETURN(DeviceCheckTables tables, DeviceCheckTables::Create(stream));
   KVF_ASSIGN_OR_RETURN(std::unique_ptr<ChunkChecker> checker, ChunkChecker::Create());
   return std::make_unique<CudaQuantizer>(device, producer, std::move(stream), std::move(marks),
-                                         std::move(fault), std::move(checker));
+                                         std::move(tables), std::move(checker));
 }
 
 }  // namespace kvferry::kernels

@@ -22,21 +22,42 @@ std::byte* CopySide(const std::uint16_t* values, const KvView& kv, std::byte* ou
 
 }  // namespace
 
+absl::Status CheckRuns(std::span<const PageRun> runs, std::size_t out_bytes) {
+  std::size_t bytes = 0;
+  for (const PageRun& run : runs) {
+    if (run.kv.tokens % kBlockTokens != 0 || run.kv.head_dim != run.spec.head_dim) {
+      return absl::InvalidArgumentError(absl::StrCat(run.kv.tokens, " tokens of ", run.kv.head_dim,
+                                                     " channels; pages have 64 tokens of ",
+                                                     run.spec.head_dim, " channels each"));
+    }
+    bytes += run.kv.tokens / kBlockTokens * PageBytes(run.spec, run.kv.kv_heads);
+  }
+  if (bytes == out_bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("pages of ", bytes, " bytes into ", out_bytes, " bytes"));
+}
+
+absl::StatusOr<std::uint32_t> Quantizer::QuantizeRuns(std::span<const PageRun> runs,
+                                                      std::span<std::byte> out) const {
+  KVF_RETURN_IF_ERROR(CheckRuns(runs, out.size()));
+  std::span<std::byte> left = out;
+  for (const PageRun& run : runs) {
+    const std::size_t page = PageBytes(run.spec, run.kv.kv_heads);
+    for (int token = 0; token < run.kv.tokens; token += kBlockTokens) {
+      BlockOrigin block = run.origin;
+      block.token_begin += token;
+      KVF_RETURN_IF_ERROR(
+          Quantize(run.kv.Tokens(token, kBlockTokens), run.spec, block, left.first(page)));
+      left = left.subspan(page);
+    }
+  }
+  return Check(out);
+}
+
 absl::Status Quantizer::QuantizePages(const KvView& kv, const BlockSpec& spec,
                                       const BlockOrigin& origin, std::span<std::byte> pages) const {
-  const std::size_t page = PageBytes(spec, kv.kv_heads);
-  if (kv.tokens % kBlockTokens != 0 || pages.size() != kv.tokens / kBlockTokens * page) {
-    return absl::InvalidArgumentError(absl::StrCat(kv.tokens, " tokens into ", pages.size(),
-                                                   " bytes, pages of 64 tokens have ", page,
-                                                   " bytes each"));
-  }
-  for (int token = 0; token < kv.tokens; token += kBlockTokens) {
-    BlockOrigin block = origin;
-    block.token_begin += token;
-    KVF_RETURN_IF_ERROR(Quantize(kv.Tokens(token, kBlockTokens), spec, block, pages.first(page)));
-    pages = pages.subspan(page);
-  }
-  return absl::OkStatus();
+  const PageRun run{.kv = kv, .spec = spec, .origin = origin};
+  return QuantizeRuns({&run, 1}, pages).status();
 }
 
 absl::Status Quantizer::CopyTokens(const KvView& kv, std::span<std::byte> out) const {

@@ -44,6 +44,16 @@ struct AttentionArgs {
   float* out = nullptr;
 };
 
+// What is to become pages of one layer: kv has several times 64 tokens. origin: of the first.
+struct PageRun {
+  KvView kv;
+  BlockSpec spec;
+  BlockOrigin origin;
+};
+
+// kInvalidArgument: not whole pages of their specs, or not `out_bytes` of them in all.
+absl::Status CheckRuns(std::span<const PageRun> runs, std::size_t out_bytes);
+
 // Makes the bytes that leave a prefill worker: the CPU backend in kvcodec/cpu, CudaQuantizer in
 // kernels, the same bytes on both. K and V are of its device, what it writes is host memory or of
 // its device.
@@ -64,10 +74,12 @@ class Quantizer {
   virtual absl::Status Quantize(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
                                 std::span<std::byte> page) const = 0;
 
-  // The same for a view of several times 64 tokens: their pages in token order. origin: of the
-  // first.
-  virtual absl::Status QuantizePages(const KvView& kv, const BlockSpec& spec,
-                                     const BlockOrigin& origin, std::span<std::byte> pages) const;
+  // The pages of all runs, in turn, each run's in token order; they fill `out`. Returns its CRC32C.
+  virtual absl::StatusOr<std::uint32_t> QuantizeRuns(std::span<const PageRun> runs,
+                                                     std::span<std::byte> out) const;
+  // One run alone.
+  absl::Status QuantizePages(const KvView& kv, const BlockSpec& spec, const BlockOrigin& origin,
+                             std::span<std::byte> pages) const;
   // 16-bit tokens as they travel and rest, [K: kv_heads, tokens, head_dim][V: the same].
   //   out: Raw16Bytes(kv.tokens, kv.kv_heads, kv.head_dim) bytes.
   virtual absl::Status CopyTokens(const KvView& kv, std::span<std::byte> out) const;

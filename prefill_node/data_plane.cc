@@ -125,6 +125,12 @@ bool DataPlane::HasPeer(Incarnation peer) const {
   return FindPeer(peer) != nullptr;
 }
 
+bool DataPlane::SendsFromDevice(Incarnation incarnation) const {
+  absl::MutexLock lock(&mutex_);
+  const Peer* peer = FindPeer(incarnation);
+  return peer != nullptr && peer->path.memory == transport::MemoryKind::kDevice;
+}
+
 const DataPlane::Peer* DataPlane::FindPeer(Incarnation incarnation) const {
   for (const Peer& peer : peers_) {
     if (!peer.replaced && peer.info.incarnation == incarnation) return &peer;

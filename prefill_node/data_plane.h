@@ -126,6 +126,8 @@ class DataPlane final : private transport::MessageSink {
   // Connects. A peer of the same incarnation is replaced; its transfers end with kUnavailable.
   absl::Status AddPeer(const DecodePeer& peer);
   bool HasPeer(Incarnation peer) const;
+  // Whether payloads for this peer lie in device memory. False for one that is not connected.
+  bool SendsFromDevice(Incarnation peer) const;
 
   // kUnavailable: the peer is not connected (any more): shake hands first. kAlreadyExists: the id.
   absl::Status OpenTransfer(const TransferOptions& options);

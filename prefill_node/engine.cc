@@ -117,7 +117,10 @@ absl::StatusOr<Engine::JobPtr> Engine::Plan(JobRequest request,
                     .geometry = geometry_,
                     .layers = job->specs,
                     .step_tokens = options_.chunk_tokens,
-                    .slot_bytes = std::min(request.slot_bytes, data_plane_.slot_bytes())}));
+                    .slot_bytes = std::min(request.slot_bytes, data_plane_.slot_bytes()),
+                    .target_bytes = data_plane_.SendsFromDevice(request.decode)
+                                        ? kDeviceChunkTargetBytes
+                                        : kChunkTargetBytes}));
   for (const ChunkPlan& chunk : job->chunks) job->total_bytes += chunk.bytes;
   job->views.resize(geometry_.layers);
   job->request = std::move(request);
@@ -366,8 +369,8 @@ absl::Status Engine::EncodeOne(Job& job, const ChunkPlan& chunk) {
   }
   KVF_ASSIGN_OR_RETURN(SendSlot slot, data_plane_.AcquireSlot(job.request.transfer_id));
   const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-  KVF_RETURN_IF_ERROR(EncodeChunk(chunk, job.specs, views, quantizer_, payload));
-  KVF_ASSIGN_OR_RETURN(const std::uint32_t check, quantizer_.Check(payload));
+  KVF_ASSIGN_OR_RETURN(const std::uint32_t check,
+                       EncodeChunk(chunk, job.specs, views, quantizer_, payload));
   return data_plane_.SendChunk(job.request.transfer_id,
                                {.layer_begin = static_cast<std::uint16_t>(chunk.layer_begin),
                                 .layer_count = static_cast<std::uint16_t>(chunk.layer_count),

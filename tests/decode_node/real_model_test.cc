@@ -4,7 +4,6 @@
 #include <filesystem>
 
 #include "absl/synchronization/notification.h"
-#include "common/crc32c.h"
 #include "decode_node/engine.h"
 #include "decode_node/host_cache_memory.h"
 #include "decode_node/host_memory.h"
@@ -60,7 +59,8 @@ std::unique_ptr<StoredSequence> HandOff(model::Model& model, const codec::Backen
   const HostMemory slot = HostMemory::Map(std::size_t{4} << 20).value();
   for (const prefill::ChunkPlan& chunk : chunks) {
     const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-    EXPECT_TRUE(prefill::EncodeChunk(chunk, store.specs(), views, backend, payload).ok());
+    const auto check = prefill::EncodeChunk(chunk, store.specs(), views, backend, payload);
+    EXPECT_TRUE(check.ok()) << check.status();
     transport::ChunkHeader header;
     header.layer_begin = chunk.layer_begin;
     header.layer_count = chunk.layer_count;
@@ -68,7 +68,7 @@ std::unique_ptr<StoredSequence> HandOff(model::Model& model, const codec::Backen
     header.token_count = chunk.token_count;
     header.kind = chunk.kind;
     header.payload_bytes = chunk.bytes;
-    header.payload_check = Crc32c(payload);
+    header.payload_check = check.value_or(0);
     EXPECT_TRUE(sequence->CopyChunk(header, payload).ok());
     EXPECT_TRUE(sequence->FillChunk(header).ok());
   }

@@ -5,7 +5,6 @@
 #include <cstring>
 #include <utility>
 
-#include "common/crc32c.h"
 #include "common/status_macros.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "prefill_node/chunk_encoder.h"
@@ -187,7 +186,8 @@ absl::Status TransferPair::SendChunk(const Transfer& transfer, std::size_t index
   for (const fakes::LayerKv& layer : values_) views.push_back(layer.View());
   KVF_ASSIGN_OR_RETURN(prefill::SendSlot slot, sender_->AcquireSlot(transfer.id));
   const std::span<std::byte> payload = slot.bytes().first(chunk.bytes);
-  KVF_RETURN_IF_ERROR(prefill::EncodeChunk(chunk, specs_, views, *backend_, payload));
+  KVF_ASSIGN_OR_RETURN(const std::uint32_t check,
+                       prefill::EncodeChunk(chunk, specs_, views, *backend_, payload));
   ExpectConservation();
   return sender_->SendChunk(
       transfer.id,
@@ -199,7 +199,7 @@ absl::Status TransferPair::SendChunk(const Transfer& transfer, std::size_t index
        .head_dim = static_cast<std::uint16_t>(options_.geometry.head_dim),
        .kind = chunk.kind,
        .codec_hash = codec_.Hash(),
-       .payload_check = Crc32c(payload),
+       .payload_check = check,
        .payload_bytes = static_cast<std::uint32_t>(chunk.bytes)},
       std::move(slot));
 }

@@ -3,8 +3,11 @@
 #include <cstring>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
+#include "common/crc32c.h"
 #include "gmock/gmock.h"
 #include "kernels/cuda/buffer.h"
 #include "tests/kernels/gpu_test.h"
@@ -90,6 +93,68 @@ TEST_F(CudaQuantizerTest, WritesAndChecksASlotOnTheGpu) {
   ASSERT_TRUE(stream().Synchronize().ok());
   EXPECT_TRUE(std::equal(got.begin(), got.end(), expected.begin()));
   EXPECT_EQ(*quantizer_->Check(got), *crc);  // on the host
+}
+
+// Layers of one chunk: some share a launch, some differ in bits, in kind, in how many pages.
+TEST_F(CudaQuantizerTest, RunsOfSeveralLayersEqualTheCpus) {
+  const KvSample kv = codec::MakeKv(3, 4 * kBlockTokens + 4, 64, Raw16::kBf16, 9);
+  const KvView view = ToDevice(kv);
+  const BlockSpec int8{.kind = codec::BlockKind::kInt8, .head_dim = 64};
+  const std::pair<BlockSpec, int> layers[] = {{codec::ScalarSpec(64, 2, 2, 64, 64), 4},
+                                              {codec::ScalarSpec(64, 4, 2, 64, 64), 3},
+                                              {codec::ScalarSpec(64, 4, 4, 32, 64), 4},
+                                              {int8, 2},
+                                              {int8, 0},
+                                              {codec::ScalarSpec(64, 2, 2, 64, 64), 1}};
+  std::vector<codec::PageRun> ours, cpus;
+  std::size_t bytes = 0;
+  int layer = 3, begin = 0;
+  for (const auto& [spec, pages] : layers) {
+    const codec::BlockOrigin origin{.layer = layer++, .token_begin = begin};
+    ours.push_back({view.Tokens(begin, pages * kBlockTokens), spec, origin});
+    cpus.push_back({kv.view.Tokens(begin, pages * kBlockTokens), spec, origin});
+    bytes += pages * codec::PageBytes(spec, 3);
+    begin = (begin + 1) % 5;
+  }
+  codec::GuardedPage expected(bytes), on_host(bytes);
+  const auto crc = cpu_->QuantizeRuns(cpus, expected.span());
+  ASSERT_TRUE(crc.ok()) << crc.status();
+  EXPECT_EQ(*crc, Crc32c(expected.span()));
+
+  const auto host_crc = quantizer_->QuantizeRuns(ours, on_host.span());
+  ASSERT_TRUE(host_crc.ok()) << host_crc.status();
+  on_host.Check();
+  EXPECT_EQ(*host_crc, *crc);
+  EXPECT_EQ(std::memcmp(on_host.data(), expected.data(), bytes), 0);
+
+  const DeviceBuffer slot = DeviceBuffer::Allocate(bytes + 16).value();
+  for (const std::size_t at : {0, 16}) {  // 16: pages go there by way of aligned ones
+    ASSERT_TRUE(FillAsync(slot.data(), std::byte{1}, slot.bytes(), stream()).ok());
+    ASSERT_TRUE(stream().Synchronize().ok());
+    const auto slot_crc = quantizer_->QuantizeRuns(ours, {slot.data() + at, bytes});
+    ASSERT_TRUE(slot_crc.ok()) << slot_crc.status();
+    EXPECT_EQ(*slot_crc, *crc);
+    std::vector<std::byte> got(bytes);
+    ASSERT_TRUE(CopyAsync(got.data(), slot.data() + at, bytes, stream()).ok());
+    ASSERT_TRUE(stream().Synchronize().ok());
+    EXPECT_EQ(std::memcmp(got.data(), expected.data(), bytes), 0) << at;
+  }
+}
+
+TEST_F(CudaQuantizerTest, AFaultInALaterLaunchIsNamed) {
+  KvSample bad = codec::MakeKv(2, kBlockTokens, 64, Raw16::kFp16, 8);
+  bad.k[static_cast<std::size_t>(kBlockTokens + 7) * 64 + 9] = 0x7c00;  // head 1, token 7
+  const KvView view = ToDevice(bad);
+  KvView good = view;
+  good.kv_heads = 1;
+  const BlockSpec two = codec::ScalarSpec(64, 2, 2, 64, 64),
+                  eight{.kind = codec::BlockKind::kInt8, .head_dim = 64};
+  const codec::PageRun runs[] = {{good, two, {.layer = 1}}, {view, eight, {.layer = 2}}};
+  std::vector<std::byte> pages(codec::PageBytes(two, 1) + codec::PageBytes(eight, 2));
+  const absl::Status status = quantizer_->QuantizeRuns(runs, pages).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("layer 2, head 1, K, token 7, channel 9"));
 }
 
 TEST_F(CudaQuantizerTest, TokensAreCopied) {

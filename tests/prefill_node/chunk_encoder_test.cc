@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/crc32c.h"
 #include "kvcodec/cpu/cpu_backend.h"
 #include "tests/fakes/kv_values.h"
 
@@ -59,7 +60,9 @@ TEST_F(ChunkEncoder, BlocksAreWholePagesLayerMajor) {
   ASSERT_NE(wide, narrow);
   chunk.bytes = 2 * wide + 2 * narrow;
   const std::span<std::byte> out = Out(chunk.bytes);
-  ASSERT_TRUE(EncodeChunk(chunk, specs_, Views(), *backend_, out).ok());
+  const auto check = EncodeChunk(chunk, specs_, Views(), *backend_, out);
+  ASSERT_TRUE(check.ok()) << check.status();
+  EXPECT_EQ(*check, Crc32c(out));
   std::size_t at = 0;
   for (int layer = 0; layer < 2; ++layer) {
     for (int token : {68, 132}) {
@@ -85,7 +88,9 @@ TEST_F(ChunkEncoder, WindowIsKThenVPerLayer) {
                   .token_count = 40};
   chunk.bytes = 2 * codec::Raw16Bytes(40, 2, 64);
   const std::span<std::byte> out = Out(chunk.bytes);
-  ASSERT_TRUE(EncodeChunk(chunk, specs_, Views(), *backend_, out).ok());
+  const auto check = EncodeChunk(chunk, specs_, Views(), *backend_, out);
+  ASSERT_TRUE(check.ok()) << check.status();
+  EXPECT_EQ(*check, Crc32c(out));
   const auto* values = reinterpret_cast<const std::uint16_t*>(out.data());
   for (int layer = 1; layer < 3; ++layer) {
     for (bool value : {false, true}) {
@@ -109,7 +114,8 @@ TEST_F(ChunkEncoder, NanNamesLayerHeadAndPlace) {
                   .token_begin = 68,
                   .token_count = kBlockTokens,
                   .bytes = codec::PageBytes(specs_[2], 2)};
-  const absl::Status status = EncodeChunk(chunk, specs_, Views(), *backend_, Out(chunk.bytes));
+  const absl::Status status =
+      EncodeChunk(chunk, specs_, Views(), *backend_, Out(chunk.bytes)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("layer 2"), std::string::npos) << status;
 }
@@ -123,9 +129,9 @@ TEST_F(ChunkEncoder, RefusesWhatTheModelHasNotReached) {
                   .token_begin = 68,
                   .token_count = kBlockTokens,
                   .bytes = codec::PageBytes(specs_[0], 2)};
-  EXPECT_EQ(EncodeChunk(chunk, specs_, views, *backend_, Out(chunk.bytes)).code(),
+  EXPECT_EQ(EncodeChunk(chunk, specs_, views, *backend_, Out(chunk.bytes)).status().code(),
             absl::StatusCode::kInternal);
-  EXPECT_EQ(EncodeChunk(chunk, specs_, Views(), *backend_, Out(chunk.bytes - 1)).code(),
+  EXPECT_EQ(EncodeChunk(chunk, specs_, Views(), *backend_, Out(chunk.bytes - 1)).status().code(),
             absl::StatusCode::kInternal);
 }
 

@@ -68,6 +68,12 @@ absl::Status DevicePrefillSession::Score(std::span<const std::int32_t> tokens,
   return absl::OkStatus();
 }
 
+absl::Status DevicePrefillSession::Rewind(int tokens) {
+  KVF_RETURN_IF_ERROR(CheckRewind(tokens, tokens_));
+  tokens_ = tokens;
+  return absl::OkStatus();
+}
+
 absl::Status DevicePrefillSession::RunTokens(std::span<const std::int32_t> tokens,
                                              const OnLayer& on_layer, std::span<float> logits) {
   KVF_RETURN_IF_ERROR(CheckPromptChunk(tokens.size(), tokens_, max_tokens_));

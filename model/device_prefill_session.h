@@ -30,6 +30,7 @@ class DevicePrefillSession : public PrefillSession {
   absl::Status RunAhead(std::span<const std::int32_t> tokens, const OnLayer& on_layer) override;
   absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override;
   std::span<const float> logits() const override { return logits_; }
+  absl::Status Rewind(int tokens) override;
 
  private:
   DevicePrefillSession(const DeviceTransformer& transformer, const TorchDevice& device,

@@ -101,6 +101,10 @@ class PrefillSession {
   virtual absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) = 0;
   // Of the last token, by Run or Score: [vocabulary].
   virtual std::span<const float> logits() const = 0;
+  // Forgets all but the first `tokens`, so that another continuation can be run; their K and V stay
+  // where they are, views of later ones end, and logits() has none until the next run.
+  // kInvalidArgument: negative, or more than there are.
+  virtual absl::Status Rewind(int tokens) = 0;
 };
 
 // Weights and the forward pass. DecodeAttention gets host memory, also from a model on a GPU.

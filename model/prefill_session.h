@@ -29,6 +29,7 @@ class TorchPrefillSession : public PrefillSession {
   }
   absl::Status Score(std::span<const std::int32_t> tokens, std::span<float> logits) override;
   std::span<const float> logits() const override { return logits_; }
+  absl::Status Rewind(int tokens) override;
 
  private:
   TorchPrefillSession(const Transformer& transformer, int max_tokens, PromptCache cache);

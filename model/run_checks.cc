@@ -31,6 +31,11 @@ absl::Status CheckPromptChunk(std::size_t count, std::int64_t done, int max_toke
       absl::StrCat(count, " tokens after ", done, ", the session was made for ", max_tokens));
 }
 
+absl::Status CheckRewind(int tokens, std::int64_t done) {
+  if (tokens >= 0 && tokens <= done) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("rewind to ", tokens, " tokens of ", done));
+}
+
 absl::Status CheckLogitsRoom(const ModelConfig& config, std::size_t tokens, std::size_t logits) {
   const std::size_t wanted = tokens * static_cast<std::size_t>(config.vocabulary);
   if (logits == wanted) return absl::OkStatus();

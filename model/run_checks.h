@@ -16,6 +16,8 @@ absl::Status CheckToken(const ModelConfig& config, std::size_t index, std::int32
 absl::Status CheckPromptTokens(const ModelConfig& config, int max_tokens);
 // `count` tokens after `done` in a session for `max_tokens`.
 absl::Status CheckPromptChunk(std::size_t count, std::int64_t done, int max_tokens);
+// A way back from `done` tokens to `tokens`.
+absl::Status CheckRewind(int tokens, std::int64_t done);
 // Room for the logits of `tokens` tokens.
 absl::Status CheckLogitsRoom(const ModelConfig& config, std::size_t tokens, std::size_t logits);
 // A decode step with so many tokens and positions, and room for so many logits.

@@ -22,8 +22,6 @@ constexpr int kProbeStride = 8;
 // Tokens per call when the exact model scores what follows the prompt.
 constexpr std::size_t kScoreTokens = 256;
 
-absl::Status Ignore(int /*layer*/, const codec::KvView& /*kv*/) { return absl::OkStatus(); }
-
 std::span<const float> Row(std::span<const float> logits, std::size_t row, std::size_t width) {
   return logits.subspan(row * width, width);
 }
@@ -88,27 +86,26 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
   const absl::Time start = absl::Now();
   const std::string name = absl::StrCat(kExactModel, ", passage ", passage.number);
   ExactPassage exact;
-  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<model::PrefillSession> session,
-                       device_.model().StartPrefill(passage_tokens(), codec::Raw16::kFp16));
   const std::size_t vocabulary = device_.vocabulary();
   const auto prompt = static_cast<std::size_t>(options_.prompt_tokens);
   const auto count = static_cast<std::size_t>(scored());
-  KVF_RETURN_IF_ERROR(session->Run(passage.tokens.first(prompt), Ignore));
+  KVF_ASSIGN_OR_RETURN(
+      exact.prompt,
+      PrefillPrompt(
+          device_.model(), passage.tokens.first(prompt), codec::Raw16::kFp16,
+          options_.prompt_tokens + std::max(options_.decode_tokens, options_.greedy_tokens)));
+  model::PrefillSession& session = *exact.prompt.session;
+  if (options_.greedy_tokens > 0) {
+    KVF_ASSIGN_OR_RETURN(exact.greedy, ContinueGreedily(session, options_.greedy_tokens));
+    KVF_RETURN_IF_ERROR(session.Rewind(options_.prompt_tokens));
+  }
   exact.logits.resize(count * vocabulary);
   for (std::size_t at = 0; at < count; at += kScoreTokens) {
     progress_(name, static_cast<int>(at), scored());
     const std::size_t part = std::min(kScoreTokens, count - at);
     KVF_RETURN_IF_ERROR(
-        session->Score(passage.tokens.subspan(prompt + at, part),
-                       std::span(exact.logits).subspan(at * vocabulary, part * vocabulary)));
-  }
-  KVF_ASSIGN_OR_RETURN(
-      exact.prompt,
-      PrefillPrompt(device_.model(), passage.tokens.first(prompt), codec::Raw16::kFp16,
-                    options_.prompt_tokens + options_.greedy_tokens));
-  if (options_.greedy_tokens > 0) {
-    KVF_ASSIGN_OR_RETURN(exact.greedy,
-                         ContinueGreedily(*exact.prompt.session, options_.greedy_tokens));
+        session.Score(passage.tokens.subspan(prompt + at, part),
+                      std::span(exact.logits).subspan(at * vocabulary, part * vocabulary)));
   }
   exact.record.passage = passage.number;
   exact.record.codec = kExactModel;
@@ -202,8 +199,7 @@ absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passage
   return check;
 }
 
-absl::Status Measure::RunGreedy(std::span<const Passage> passages,
-                                std::span<const ExactPassage> exact, Caches& caches,
+absl::Status Measure::RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
                                 std::span<Record> records) const {
   const std::size_t vocabulary = device_.vocabulary();
   std::vector<Trajectory> trajectories(exact.size());
@@ -230,25 +226,22 @@ absl::Status Measure::RunGreedy(std::span<const Passage> passages,
     records[i].greedy_prefix = static_cast<int>(differs - said.begin()) - 1;
     progress_(absl::StrCat(caches.name(), ", trajectory"), static_cast<int>(i),
               static_cast<int>(exact.size()));
-    KVF_RETURN_IF_ERROR(ScoreTrajectory(passages[i], trajectories[i], records[i]));
+    KVF_RETURN_IF_ERROR(ScoreTrajectory(exact[i], trajectories[i], records[i]));
   }
   return absl::OkStatus();
 }
 
 // What the exact model thinks along the codec's own answer: teacher forcing leads a lossy cache
 // back to the text after every error, this does not.
-absl::Status Measure::ScoreTrajectory(const Passage& passage, const Trajectory& trajectory,
+absl::Status Measure::ScoreTrajectory(const ExactPassage& exact, const Trajectory& trajectory,
                                       Record& record) const {
   const std::size_t vocabulary = device_.vocabulary();
-  const auto prompt = static_cast<std::size_t>(options_.prompt_tokens);
   const std::span<const std::int32_t> said =
       std::span(trajectory.tokens).first(trajectory.tokens.size() - 1);
-  KVF_ASSIGN_OR_RETURN(
-      const std::unique_ptr<model::PrefillSession> session,
-      device_.model().StartPrefill(static_cast<int>(prompt + said.size()), codec::Raw16::kFp16));
-  KVF_RETURN_IF_ERROR(session->Run(passage.tokens.first(prompt), Ignore));
+  model::PrefillSession& session = *exact.prompt.session;
+  KVF_RETURN_IF_ERROR(session.Rewind(options_.prompt_tokens));
   std::vector<float> logits(said.size() * vocabulary);
-  KVF_RETURN_IF_ERROR(session->Score(said, logits));
+  KVF_RETURN_IF_ERROR(session.Score(said, logits));
   record.trajectory_kl.resize(said.size());
   workers_->Run(static_cast<int>(said.size()), [&](int i) {
     record.trajectory_kl[i] =
@@ -341,7 +334,7 @@ absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,
     KVF_ASSIGN_OR_RETURN(exact_check, RunProbe(passages, *caches, records));
   }
   if (options_.greedy_tokens > 0) {
-    KVF_RETURN_IF_ERROR(RunGreedy(passages, exact, *caches, records));
+    KVF_RETURN_IF_ERROR(RunGreedy(exact, *caches, records));
   }
   KVF_ASSIGN_OR_RETURN(const std::uint32_t check,
                        RunTeacherForced(passages, exact, *caches, records));

@@ -27,8 +27,8 @@ struct MeasureOptions {
 
 // What the exact model says about a passage: fp32 K and V, no cache format at all.
 struct ExactPassage {
-  PrefilledPrompt prompt;            // fp16
-  std::vector<float> logits;         // [decode_tokens - 1, vocabulary], after each decode token
+  PrefilledPrompt prompt;     // fp16; its session goes on with one continuation after another
+  std::vector<float> logits;  // [decode_tokens - 1, vocabulary], after each decode token
   std::vector<std::int32_t> greedy;  // [greedy_tokens], its own continuation of the prompt
   Record record;                     // its likelihoods
 };
@@ -79,9 +79,9 @@ class Measure {
   // These fill the records; the first and the last give what CheckNotBypassed wants to know.
   absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
                                          std::span<Record> records) const;
-  absl::Status RunGreedy(std::span<const Passage> passages, std::span<const ExactPassage> exact,
-                         Caches& caches, std::span<Record> records) const;
-  absl::Status ScoreTrajectory(const Passage& passage, const Trajectory& trajectory,
+  absl::Status RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
+                         std::span<Record> records) const;
+  absl::Status ScoreTrajectory(const ExactPassage& exact, const Trajectory& trajectory,
                                Record& record) const;
   absl::StatusOr<std::uint32_t> RunTeacherForced(std::span<const Passage> passages,
                                                  std::span<const ExactPassage> exact,

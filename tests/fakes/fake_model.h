@@ -81,6 +81,10 @@ class FakeModel : public model::Model {
       return absl::OkStatus();
     }
     std::span<const float> logits() const override { return logits_; }
+    absl::Status Rewind(int tokens) override {
+      tokens_ = tokens;
+      return absl::OkStatus();
+    }
 
    private:
     FakeModel& model_;

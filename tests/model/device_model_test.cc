@@ -61,6 +61,11 @@ TEST_P(DeviceModelTest, ScoreGivesTheLogitsOfEveryToken) {
   EXPECT_LT(LargestDifference((*session)->logits(), expected_), 1e-4);
 }
 
+TEST_P(DeviceModelTest, RewindForgetsWhatFollowed) {
+  const auto model = LoadOnCpu(GetParam().first, ComputeType::kFp32);
+  ExpectRewindForgets(*model, ids_, expected_, 1e-4);
+}
+
 TEST_P(DeviceModelTest, DecodeStepsContinueThePrompt) {
   constexpr std::size_t kSteps = 10;
   const auto model = LoadOnCpu(GetParam().first, ComputeType::kFp32);

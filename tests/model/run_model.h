@@ -55,6 +55,39 @@ inline int Argmax(std::span<const float> logits) {
   return static_cast<int>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
+// A session that went on otherwise before says the same of what follows the first tokens.
+inline void ExpectRewindForgets(Model& model, std::span<const std::int32_t> ids,
+                                std::span<const float> expected, double bound) {
+  const std::size_t begin = ids.size() / 2;
+  auto session = model.StartPrefill(static_cast<int>(ids.size()), codec::Raw16::kFp16);
+  ASSERT_TRUE(session.ok()) << session.status();
+  std::vector<codec::KvView> views;
+  ASSERT_TRUE((*session)
+                  ->Run(ids.first(begin),
+                        [&](int, const codec::KvView& kv) {
+                          views.push_back(kv);
+                          return absl::OkStatus();
+                        })
+                  .ok());
+  std::vector<std::int32_t> other(ids.rbegin(), ids.rend() - begin);
+  ASSERT_TRUE((*session)->Run(other, Ignore).ok());
+  EXPECT_GT(LargestDifference((*session)->logits(), expected), bound);
+  EXPECT_FALSE((*session)->Rewind(static_cast<int>(ids.size()) + 1).ok());
+  EXPECT_FALSE((*session)->Rewind(-1).ok());
+  const absl::Status rewound = (*session)->Rewind(static_cast<int>(begin));
+  ASSERT_TRUE(rewound.ok()) << rewound;
+  int layer = 0;
+  ASSERT_TRUE((*session)
+                  ->Run(ids.subspan(begin),
+                        [&](int, const codec::KvView& kv) {
+                          EXPECT_EQ(kv.k, views[layer].k);
+                          EXPECT_EQ(kv.v, views[layer++].v);
+                          return absl::OkStatus();
+                        })
+                  .ok());
+  EXPECT_LT(LargestDifference((*session)->logits(), expected), bound);
+}
+
 // `sequences` caches of the same prompt, then decode steps of all together with given tokens: the
 // logits of every step.
 inline std::vector<std::vector<float>> DecodeLogits(Model& model,

@@ -58,6 +58,10 @@ TEST_P(TinyModelTest, ScoreGivesTheLogitsOfEveryToken) {
   EXPECT_LT(LargestDifference((*session)->logits(), expected_), 1e-4);
 }
 
+TEST_P(TinyModelTest, RewindForgetsWhatFollowed) {
+  ExpectRewindForgets(*model_, ids_, expected_, 1e-4);
+}
+
 TEST_P(TinyModelTest, DecodeStepsContinueThePrompt) {
   constexpr std::size_t kSteps = 30;
   const std::span<const std::int32_t> ids = ids_;

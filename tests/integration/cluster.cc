@@ -242,23 +242,21 @@ absl::Status Cluster::AwaitRouter(absl::Duration limit,
       absl::StrCat("the router did not get there in ", absl::FormatDuration(limit), ": ", last));
 }
 
-absl::StatusOr<std::string> Cluster::AwaitTransfer(const std::string& role,
-                                                   const std::string& state, absl::Duration limit) {
-  const auto passes = [&](const v1::TransferState& transfer) {
-    return transfer.state() == state && transfer.bytes_done() > 0;
-  };
+absl::StatusOr<std::string> Cluster::AwaitTransfer(
+    const std::string& role, const std::function<bool(const v1::TransferState&)>& is_such,
+    absl::Duration limit) {
   const absl::Time deadline = absl::Now() + limit;
   while (absl::Now() < deadline) {
     for (const auto& [name, process] : processes_) {
       if (!absl::StartsWith(name, role)) continue;
       KVF_ASSIGN_OR_RETURN(const v1::GetStateResponse worker, WorkerState(name));
       const auto& transfers = worker.transfers();
-      if (std::any_of(transfers.begin(), transfers.end(), passes)) return name;
+      if (std::any_of(transfers.begin(), transfers.end(), is_such)) return name;
     }
     PollPause();
   }
-  return absl::DeadlineExceededError(absl::StrCat("no ", role, " worker had a transfer in state ",
-                                                  state, " in ", absl::FormatDuration(limit)));
+  return absl::DeadlineExceededError(
+      absl::StrCat("no ", role, " worker had such a transfer in ", absl::FormatDuration(limit)));
 }
 
 absl::Status Cluster::AwaitAllFree(absl::Duration limit) {

@@ -61,10 +61,10 @@ class Cluster {
   // Waits until `done` holds for the router's state.
   absl::Status AwaitRouter(absl::Duration limit,
                            const std::function<bool(const v1::GetStateResponse&)>& done);
-  // Waits until a worker of the role ("prefill", "decode") has a transfer in `state`
-  // (docs/protocol.md) of which bytes have passed; its name.
-  absl::StatusOr<std::string> AwaitTransfer(const std::string& role, const std::string& state,
-                                            absl::Duration limit);
+  // Waits until a worker of the role ("prefill", "decode") has such a transfer; its name.
+  absl::StatusOr<std::string> AwaitTransfer(
+      const std::string& role, const std::function<bool(const v1::TransferState&)>& is_such,
+      absl::Duration limit);
   // Waits until no decode worker has a page that is not free, a landing slot in use or a transfer.
   absl::Status AwaitAllFree(absl::Duration limit);
 

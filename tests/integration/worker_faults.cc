@@ -82,10 +82,10 @@ std::vector<Answer> WorkerFaults::RunStreams() {
   return answers;
 }
 
-absl::StatusOr<std::vector<Answer>> WorkerFaults::RunStreamsAndKill(const std::string& role,
-                                                                    const std::string& state) {
+absl::StatusOr<std::vector<Answer>> WorkerFaults::RunStreamsAndKill(
+    const std::string& role, const std::function<bool(const v1::TransferState&)>& is_such) {
   auto streams = std::async(std::launch::async, [this] { return RunStreams(); });
-  const absl::StatusOr<std::string> victim = cluster_->AwaitTransfer(role, state, kStateLimit);
+  const absl::StatusOr<std::string> victim = cluster_->AwaitTransfer(role, is_such, kStateLimit);
   if (victim.ok()) cluster_->Signal(*victim, SIGKILL);
   std::vector<Answer> answers = streams.get();
   KVF_RETURN_IF_ERROR(victim.status());

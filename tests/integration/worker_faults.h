@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,11 +32,11 @@ class WorkerFaults {
 
   // All streams at once; nobody dies.
   std::vector<Answer> RunStreams();
-  // The same, while a worker dies (SIGKILL) that has a transfer in `state`; it is started again
-  // when the streams have ended. kDeadlineExceeded: none had.
+  // The same, while a worker dies (SIGKILL) that has such a transfer; it is started again when the
+  // streams have ended. kDeadlineExceeded: none had.
   //   role: "prefill", "decode".
-  absl::StatusOr<std::vector<Answer>> RunStreamsAndKill(const std::string& role,
-                                                        const std::string& state);
+  absl::StatusOr<std::vector<Answer>> RunStreamsAndKill(
+      const std::string& role, const std::function<bool(const v1::TransferState&)>& is_such);
   // Until all workers are attached and nothing of a request is left in any.
   absl::Status AwaitIdle();
 

@@ -3,14 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <functional>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "common/device_memory.h"
-#include "common/device_name.h"
 #include "common/device_watch.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -24,17 +21,14 @@
 #include "kvcodec/open_codec.h"
 #include "rpc/convert.h"
 #include "rpc/credentials.h"
-#include "rpc/fingerprint.h"
 #include "rpc/registry_client.h"
 #include "rpc/server.h"
-#include "transport/ucx/ucx_transport.h"
+#include "worker/device.h"
+#include "worker/model.h"
+#include "worker/transport.h"
 #if KVFERRY_CUDA
 #include "decode_node/device_cache_memory.h"
 #include "decode_node/device_step_runner.h"
-#include "kernels/cuda/context.h"
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/device_memory.h"
-#include "kernels/cuda/stream.h"
 #endif
 
 namespace kvferry::decode {
@@ -43,112 +37,14 @@ namespace {
 // Calls that end by themselves when the engine fails their sequences.
 constexpr absl::Duration kServerGrace = absl::Seconds(1);
 
-// `device`: where payloads may lie, or null.
-TransportFactory UcxFactory(const v1::TransportConfig& config, DeviceMemory* device) {
-  transport::UcxOptions options;
-  options.device = device;
-  options.settings = {config.ucx().begin(), config.ucx().end()};
-  options.net_device = config.net_device();
-  options.required = config.required();
-  options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
-  options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
-  options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
-  return
-      [options](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) mutable {
-        options.incarnation = static_cast<std::uint64_t>(incarnation);
-        return transport::CreateUcxTransport(options, sink, clock);
-      };
-}
-
-v1::Fingerprint MakeFingerprint(const model::Model& model, const std::string& model_name) {
-  const model::ModelConfig& config = model.config();
-  v1::Fingerprint fingerprint;
-  fingerprint.set_wire_version(transport::kWireMajor);
-  fingerprint.set_model_name(model_name);
-  fingerprint.set_weights_hash(model.weights_hash());
-  fingerprint.set_layers(config.layers);
-  fingerprint.set_kv_heads(config.kv_heads);
-  fingerprint.set_head_dim(config.head_dim);
-  fingerprint.set_rope_hash(config.RopeHash());
-  fingerprint.set_vocabulary(config.vocabulary);
-  fingerprint.set_tensor_parallel(1);
-  fingerprint.set_codecs_hash(codec::RegistryHash());
-  rpc::SealFingerprint(fingerprint);
-  return fingerprint;
-}
-
 int AttentionThreads(const v1::ModelSource& source) {
   if (source.threads() > 0) return static_cast<int>(source.threads());
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// What computes and where the cache lies: the CPUs and host memory, or one GPU.
-struct Device {
-#if KVFERRY_CUDA
-  std::unique_ptr<kernels::Stream> stream;  // of all that the engine does; the rest refers to it
-#endif
-  std::optional<int> gpu;
-  void* model_stream = nullptr;
-  std::unique_ptr<codec::Backend> backend;  // on CPUs
-  std::unique_ptr<DeviceMemory> memory;     // for payloads; null: they are in host memory
-};
-
-// kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
-// kFailedPrecondition: payloads cannot be on a GPU that the model is not on.
-absl::StatusOr<Device> OpenDevice(const v1::ModelSource& source, const std::string& name,
-                                  bool payloads_on_gpu) {
-  Device device;
-  KVF_ASSIGN_OR_RETURN(device.gpu, GpuOrdinal(name));
-  if (!device.gpu.has_value()) {
-    if (payloads_on_gpu) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "transport.memory is \"cuda\", but model.device is \"", name, "\", not a GPU"));
-    }
-    KVF_ASSIGN_OR_RETURN(device.backend,
-                         codec::CreateCpuBackend({.threads = AttentionThreads(source)}));
-    return device;
-  }
-#if KVFERRY_CUDA
-  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*device.gpu));
-  KVF_RETURN_IF_ERROR(kernels::UseDevice(*device.gpu));
-  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create());
-  Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
-  device.model_stream = stream.get();
-  device.stream = std::make_unique<kernels::Stream>(std::move(stream));
-  if (payloads_on_gpu) {
-    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*device.gpu));
-  }
-  return device;
-#else
-  return absl::UnimplementedError(absl::StrCat(
-      "model.device is \"", name,
-      "\", but this program was built without CUDA; configure it with -DKVFERRY_CUDA=ON"));
-#endif
-}
-
-std::function<absl::Status()> ContextCheck(const Device& device) {
-#if KVFERRY_CUDA
-  if (device.gpu.has_value()) return [gpu = *device.gpu] { return kernels::CheckContext(gpu); };
-#else
-  static_cast<void>(device);
-#endif
-  return {};
-}
-
-absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
-                                                        const Device& device) {
-  return model::Model::Load({.path = source.path(),
-                             .random_weights = source.random_weights(),
-                             .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
-                                                                   : model::ComputeType::kFp32,
-                             .threads = static_cast<int>(source.threads()),
-                             .device = source.device(),
-                             .stream = device.model_stream});
-}
-
-absl::StatusOr<std::unique_ptr<CacheMemory>> MakeMemory(const Device& device,
-                                                        const v1::DecodeConfig& config,
-                                                        int layers) {
+absl::StatusOr<std::unique_ptr<CacheMemory>> MakeMemory(const worker::Device& device,
+                                                        const v1::DecodeConfig& config, int layers,
+                                                        const codec::Backend* backend) {
 #if KVFERRY_CUDA
   if (device.gpu.has_value()) {
     return DeviceCacheMemory::Create(
@@ -158,15 +54,15 @@ absl::StatusOr<std::unique_ptr<CacheMemory>> MakeMemory(const Device& device,
         *device.stream);
   }
 #else
-  static_cast<void>(config), static_cast<void>(layers);
+  static_cast<void>(device), static_cast<void>(config), static_cast<void>(layers);
 #endif
-  return std::make_unique<HostCacheMemory>(*device.backend);
+  return std::make_unique<HostCacheMemory>(*backend);
 }
 
-absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const Device& device,
+absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const worker::Device& device,
                                                        const v1::DecodeConfig& config,
-                                                       model::Model& model,
-                                                       const CacheStore& store) {
+                                                       model::Model& model, const CacheStore& store,
+                                                       const codec::Backend* backend) {
 #if KVFERRY_CUDA
   if (device.gpu.has_value()) {
     return DeviceStepRunner::Create(
@@ -174,9 +70,9 @@ absl::StatusOr<std::unique_ptr<StepRunner>> MakeRunner(const Device& device,
         store, *device.stream, kernels::DecodeAttention::Create);
   }
 #else
-  static_cast<void>(config);
+  static_cast<void>(device), static_cast<void>(config);
 #endif
-  return std::make_unique<HostStepRunner>(model, store, *device.backend);
+  return std::make_unique<HostStepRunner>(model, store, *backend);
 }
 
 // Members stand in the order in which they must outlive each other; Shutdown stops them in reverse.
@@ -238,11 +134,15 @@ class Node final : public DecodeNode {
     // A model that is given computes on CPUs.
     const bool given = model_ != nullptr;
     KVF_ASSIGN_OR_RETURN(device_,
-                         OpenDevice(config_.model(), given ? "cpu" : config_.model().device(),
-                                    !given && config_.transport().memory() == "cuda"));
-    watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(on_lost));
+                         worker::OpenDevice(given ? "cpu" : config_.model().device(),
+                                            !given && config_.transport().memory() == "cuda"));
+    if (!device_.gpu.has_value()) {
+      KVF_ASSIGN_OR_RETURN(backend_,
+                           codec::CreateCpuBackend({.threads = AttentionThreads(config_.model())}));
+    }
+    watch_ = std::make_unique<DeviceWatch>(worker::ContextCheck(device_), std::move(on_lost));
     if (!given) {
-      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
+      KVF_ASSIGN_OR_RETURN(model_, worker::LoadModel(config_.model(), device_));
     }
     const model::ModelConfig& shape = model_->config();
     max_context_tokens_ = static_cast<std::uint32_t>(shape.max_context_tokens);
@@ -254,7 +154,7 @@ class Node final : public DecodeNode {
       }
       max_context_tokens_ = config_.max_context_tokens();
     }
-    KVF_ASSIGN_OR_RETURN(memory_, MakeMemory(device_, config_, shape.layers));
+    KVF_ASSIGN_OR_RETURN(memory_, MakeMemory(device_, config_, shape.layers, backend_.get()));
     KVF_ASSIGN_OR_RETURN(const codec::Codec codec, codec::OpenCodec(config_.codec()));
     KVF_ASSIGN_OR_RETURN(store_, CacheStore::Create({.codec = codec,
                                                      .geometry = {.layers = shape.layers,
@@ -263,7 +163,7 @@ class Node final : public DecodeNode {
                                                      .pool_bytes = config_.pool_bytes(),
                                                      .prepared_sequences = PreparedSequences()},
                                                     *memory_));
-    KVF_ASSIGN_OR_RETURN(runner_, MakeRunner(device_, config_, *model_, *store_));
+    KVF_ASSIGN_OR_RETURN(runner_, MakeRunner(device_, config_, *model_, *store_, backend_.get()));
     engine_ = std::make_unique<Engine>(*runner_, *store_, *watch_, clock_, *metrics_);
     return absl::OkStatus();
   }
@@ -294,23 +194,24 @@ class Node final : public DecodeNode {
         data_plane_,
         DataPlane::Create(
             options, *store_,
-            transport ? transport : UcxFactory(config_.transport(), device_.memory.get()), clock_,
-            *metrics_));
+            transport ? transport : worker::UcxFactory(config_.transport(), device_.memory.get()),
+            clock_, *metrics_));
     return absl::OkStatus();
   }
 
   absl::Status StartServer() {
-    parts_.emplace(ServiceParts{.store = *store_,
-                                .data_plane = *data_plane_,
-                                .engine = *engine_,
-                                .clock = clock_,
-                                .metrics = *metrics_,
-                                .name = config_.worker().name(),
-                                .fingerprint = MakeFingerprint(*model_, config_.model().name()),
-                                .vocabulary = model_->config().vocabulary,
-                                .max_sequences = config_.max_sequences(),
-                                .control_address = [this] { return ControlAddress(); },
-                                .drain = [this] { Drain(); }});
+    parts_.emplace(
+        ServiceParts{.store = *store_,
+                     .data_plane = *data_plane_,
+                     .engine = *engine_,
+                     .clock = clock_,
+                     .metrics = *metrics_,
+                     .name = config_.worker().name(),
+                     .fingerprint = worker::MakeFingerprint(*model_, config_.model().name()),
+                     .vocabulary = model_->config().vocabulary,
+                     .max_sequences = config_.max_sequences(),
+                     .control_address = [this] { return ControlAddress(); },
+                     .drain = [this] { Drain(); }});
     decode_service_ = std::make_unique<DecodeService>(*parts_);
     transfer_service_ = std::make_unique<TransferService>(*parts_);
     admin_service_ = std::make_unique<AdminService>(*parts_);
@@ -386,7 +287,8 @@ class Node final : public DecodeNode {
   std::uint32_t max_context_tokens_ = 0;
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
-  Device device_;
+  worker::Device device_;
+  std::unique_ptr<codec::Backend> backend_;  // on CPUs; null where the device is a GPU
   std::unique_ptr<DeviceWatch> watch_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<CacheMemory> memory_;

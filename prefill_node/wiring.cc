@@ -2,15 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/config_loader.h"
-#include "common/device_memory.h"
-#include "common/device_name.h"
 #include "common/device_watch.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -23,16 +20,13 @@
 #include "prefill_node/service.h"
 #include "rpc/convert.h"
 #include "rpc/credentials.h"
-#include "rpc/fingerprint.h"
 #include "rpc/registry_client.h"
 #include "rpc/server.h"
-#include "transport/ucx/ucx_transport.h"
+#include "worker/device.h"
+#include "worker/model.h"
+#include "worker/transport.h"
 #if KVFERRY_CUDA
 #include "kernels/cuda/buffer.h"
-#include "kernels/cuda/context.h"
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/device_memory.h"
-#include "kernels/cuda/stream.h"
 #include "kernels/cuda_quantizer.h"
 #endif
 
@@ -41,40 +35,7 @@ namespace {
 
 // Calls that end by themselves when the engine fails their jobs.
 constexpr absl::Duration kServerGrace = absl::Seconds(1);
-
-// `device`: where payloads may lie, or null.
-TransportFactory UcxFactory(const v1::TransportConfig& config, DeviceMemory* device) {
-  transport::UcxOptions options;
-  options.device = device;
-  options.settings = {config.ucx().begin(), config.ucx().end()};
-  options.net_device = config.net_device();
-  options.required = config.required();
-  options.heartbeat_interval = rpc::ToDuration("", config.heartbeat_interval()).value();
-  options.silence_limit = rpc::ToDuration("", config.silence_limit()).value();
-  options.rate_limit_bytes_per_s = config.rate_limit_bytes_per_s();
-  return
-      [options](Incarnation incarnation, transport::MessageSink* sink, const Clock& clock) mutable {
-        options.incarnation = static_cast<std::uint64_t>(incarnation);
-        return transport::CreateUcxTransport(options, sink, clock);
-      };
-}
-
-v1::Fingerprint MakeFingerprint(const model::Model& model, const std::string& model_name) {
-  const model::ModelConfig& config = model.config();
-  v1::Fingerprint fingerprint;
-  fingerprint.set_wire_version(transport::kWireMajor);
-  fingerprint.set_model_name(model_name);
-  fingerprint.set_weights_hash(model.weights_hash());
-  fingerprint.set_layers(config.layers);
-  fingerprint.set_kv_heads(config.kv_heads);
-  fingerprint.set_head_dim(config.head_dim);
-  fingerprint.set_rope_hash(config.RopeHash());
-  fingerprint.set_vocabulary(config.vocabulary);
-  fingerprint.set_tensor_parallel(1);
-  fingerprint.set_codecs_hash(codec::RegistryHash());
-  rpc::SealFingerprint(fingerprint);
-  return fingerprint;
-}
+constexpr int kModelPriority = -1;  // of its stream on a GPU
 
 absl::StatusOr<codec::CodebookSet> ReadCodebooks(const v1::PrefillConfig& config,
                                                  const codec::CacheGeometry& geometry) {
@@ -118,68 +79,13 @@ std::vector<std::string> CodecNames(const codec::Quantizer& quantizer,
   return names;
 }
 
-// What computes and what quantizes, on one device.
-struct Device {
+absl::StatusOr<std::unique_ptr<codec::Quantizer>> MakeQuantizer(const worker::Device& device) {
 #if KVFERRY_CUDA
-  std::unique_ptr<kernels::Stream> stream;  // of the model; the quantizer refers to it
-#endif
-  std::optional<int> gpu;
-  std::unique_ptr<codec::Quantizer> quantizer;
-  std::unique_ptr<DeviceMemory> memory;  // for payloads; null: they are in host memory
-  void* model_stream = nullptr;
-};
-
-// kUnimplemented: this program was built without CUDA. kUnavailable: no such GPU.
-// kFailedPrecondition: payloads cannot be on a GPU that the model is not on.
-absl::StatusOr<Device> OpenDevice(const std::string& name, bool payloads_on_gpu) {
-  Device device;
-  KVF_ASSIGN_OR_RETURN(device.gpu, GpuOrdinal(name));
-  if (!device.gpu.has_value()) {
-    if (payloads_on_gpu) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "transport.memory is \"cuda\", but model.device is \"", name, "\", not a GPU"));
-    }
-    KVF_ASSIGN_OR_RETURN(device.quantizer, codec::CreateCpuBackend({.threads = 1}));
-    return device;
-  }
-#if KVFERRY_CUDA
-  KVF_ASSIGN_OR_RETURN(const kernels::DeviceInfo info, kernels::GetDevice(*device.gpu));
-  KVF_RETURN_IF_ERROR(kernels::UseDevice(*device.gpu));
-  // Before the quantizer, which takes what the model leaves free.
-  KVF_ASSIGN_OR_RETURN(kernels::Stream stream, kernels::Stream::Create(/*priority=*/-1));
-  Log(LogLevel::kInfo, "device", {{"device", name}, {"gpu", info.name}});
-  device.model_stream = stream.get();
-  device.stream = std::make_unique<kernels::Stream>(std::move(stream));
-  KVF_ASSIGN_OR_RETURN(device.quantizer, kernels::CreateCudaQuantizer(*device.stream));
-  if (payloads_on_gpu) {
-    KVF_ASSIGN_OR_RETURN(device.memory, kernels::CreateDeviceMemory(*device.gpu));
-  }
-  return device;
-#else
-  return absl::UnimplementedError(absl::StrCat(
-      "model.device is \"", name,
-      "\", but this program was built without CUDA; configure it with -DKVFERRY_CUDA=ON"));
-#endif
-}
-
-std::function<absl::Status()> ContextCheck(const Device& device) {
-#if KVFERRY_CUDA
-  if (device.gpu.has_value()) return [gpu = *device.gpu] { return kernels::CheckContext(gpu); };
+  if (device.stream != nullptr) return kernels::CreateCudaQuantizer(*device.stream);
 #else
   static_cast<void>(device);
 #endif
-  return {};
-}
-
-absl::StatusOr<std::unique_ptr<model::Model>> LoadModel(const v1::ModelSource& source,
-                                                        const Device& device) {
-  return model::Model::Load({.path = source.path(),
-                             .random_weights = source.random_weights(),
-                             .compute = source.compute() == "bf16" ? model::ComputeType::kBf16
-                                                                   : model::ComputeType::kFp32,
-                             .threads = static_cast<int>(source.threads()),
-                             .device = source.device(),
-                             .stream = device.model_stream});
+  return codec::CreateCpuBackend({.threads = 1});
 }
 
 // Members stand in the order in which they must outlive each other; Shutdown stops them in reverse.
@@ -238,36 +144,36 @@ class Node final : public PrefillNode {
     credentials_ = std::move(credentials);
     model_ = std::move(parts.model);
     if (model_ == nullptr) {
+      // The model before the quantizer, which takes what it leaves free.
       KVF_ASSIGN_OR_RETURN(
-          device_, OpenDevice(config_.model().device(), config_.transport().memory() == "cuda"));
-      KVF_ASSIGN_OR_RETURN(model_, LoadModel(config_.model(), device_));
-    } else {
-      KVF_ASSIGN_OR_RETURN(device_,
-                           OpenDevice("cpu", false));  // where a model that is given computes
-    }
-    watch_ = std::make_unique<DeviceWatch>(ContextCheck(device_), std::move(parts.on_lost));
-    fingerprint_ = MakeFingerprint(*model_, config_.model().name());
+          device_, worker::OpenDevice(config_.model().device(),
+                                      config_.transport().memory() == "cuda", kModelPriority));
+      KVF_ASSIGN_OR_RETURN(model_, worker::LoadModel(config_.model(), device_));
+    }  // one that is given computes on CPUs
+    KVF_ASSIGN_OR_RETURN(quantizer_, MakeQuantizer(device_));
+    watch_ = std::make_unique<DeviceWatch>(worker::ContextCheck(device_), std::move(parts.on_lost));
+    fingerprint_ = worker::MakeFingerprint(*model_, config_.model().name());
     const model::ModelConfig& shape = model_->config();
     KVF_ASSIGN_OR_RETURN(codebooks_,
                          ReadCodebooks(config_, {shape.layers, shape.kv_heads, shape.head_dim}));
     SenderLimits limits;
     limits.progress_limit = rpc::ToDuration("", config_.transport().progress_limit()).value();
     KVF_ASSIGN_OR_RETURN(
-        data_plane_,
-        DataPlane::Create({.incarnation = incarnation_,
-                           .slot_bytes = config_.send_slot_bytes(),
-                           .slots = config_.send_slots(),
-                           .limits = limits,
-                           .dump_folder = config_.dump_folder()},
-                          parts.transport ? parts.transport
-                                          : UcxFactory(config_.transport(), device_.memory.get()),
-                          clock_, *metrics_));
+        data_plane_, DataPlane::Create({.incarnation = incarnation_,
+                                        .slot_bytes = config_.send_slot_bytes(),
+                                        .slots = config_.send_slots(),
+                                        .limits = limits,
+                                        .dump_folder = config_.dump_folder()},
+                                       parts.transport ? parts.transport
+                                                       : worker::UcxFactory(config_.transport(),
+                                                                            device_.memory.get()),
+                                       clock_, *metrics_));
     KVF_RETURN_IF_ERROR(LockSlots());
-    KVF_ASSIGN_OR_RETURN(
-        engine_, Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
-                                 .max_queued_requests = config_.max_queued_requests(),
-                                 .watch = watch_.get()},
-                                *model_, *device_.quantizer, *data_plane_, clock_, *metrics_));
+    KVF_ASSIGN_OR_RETURN(engine_,
+                         Engine::Create({.chunk_tokens = static_cast<int>(config_.chunk_tokens()),
+                                         .max_queued_requests = config_.max_queued_requests(),
+                                         .watch = watch_.get()},
+                                        *model_, *quantizer_, *data_plane_, clock_, *metrics_));
     handshaker_ = std::make_unique<Handshaker>(config_.worker().name(), fingerprint_, *credentials_,
                                                *data_plane_);
     return absl::OkStatus();
@@ -322,7 +228,7 @@ class Node final : public PrefillNode {
     join.set_control_address(worker.advertise_address().empty() ? address()
                                                                 : worker.advertise_address());
     *join.mutable_fingerprint() = fingerprint_;
-    for (std::string& name : CodecNames(*device_.quantizer, codebooks_, model_->config()))
+    for (std::string& name : CodecNames(*quantizer_, codebooks_, model_->config()))
       join.add_codecs(name);
     join.set_max_context_tokens(model_->config().max_context_tokens);
     for (const std::string& label : data_plane_->labels()) join.add_transports(label);
@@ -377,7 +283,8 @@ class Node final : public PrefillNode {
   v1::Fingerprint fingerprint_;
   std::unique_ptr<Metrics> metrics_;
   std::optional<rpc::Credentials> credentials_;
-  Device device_;
+  worker::Device device_;
+  std::unique_ptr<codec::Quantizer> quantizer_;
   std::unique_ptr<DeviceWatch> watch_;
   std::unique_ptr<model::Model> model_;
   std::unique_ptr<DataPlane> data_plane_;

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-FOLDERS = ["common", "kvcodec", "kvcache", "transport", "rpc", "model", "prefill_node", "decode_node", "router", "cli"]
+FOLDERS = ["common", "kvcodec", "kvcache", "transport", "rpc", "model", "worker", "prefill_node", "decode_node", "router", "cli"]
 LABEL = re.compile(r'\{\{"(\w+)",')
 DOCUMENTED = re.compile(r"^\| `(kvferry_\w+)(?:\{(\w+)\})?` \|", re.MULTILINE)
 KIND = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram"}

@@ -1,8 +1,10 @@
 // End to end with the demo model: bytes of a hand-off, overhead of the split, decode speed with and
-// without compression, batching, and a slow link between prefill and decode. Starts its own
-// processes.
+// without compression, batching, a slow link between prefill and decode, and how soon a cancel has
+// freed everything and a lost worker is noticed. Starts its own processes.
 //   bench/run.sh e2e                                 all, into bench/results/e2e_*.json
 //   build/release/bin/e2e_bench --only link --out x.json
+
+#include <signal.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -284,13 +286,72 @@ absl::Status BenchCancel(Bench& bench) {
   return absl::OkStatus();
 }
 
+// How a worker is lost, and how it comes back.
+struct LossWay {
+  const char* name;
+  std::function<absl::Status(Cluster&, const std::string&worker)> lose, restore;
+};
+
+std::vector<LossWay> LossWays() {
+  const auto signal = [](int number) {
+    return [number](Cluster& cluster, const std::string& worker) {
+      cluster.Signal(worker, number);
+      return absl::OkStatus();
+    };
+  };
+  const auto link = [](bool up) {
+    return [up](Cluster& cluster, const std::string& worker) {
+      return cluster.network()->SetLink(worker, up);
+    };
+  };
+  const auto restart = [](Cluster& cluster, const std::string& worker) {
+    return cluster.Restart(worker);
+  };
+  return {{"killed", signal(SIGKILL), restart},
+          {"stopped", signal(SIGSTOP), signal(SIGCONT)},
+          {"partitioned", link(false), link(true)}};
+}
+
+// Until the router lists so many workers.
+absl::Status AwaitListed(Cluster& cluster, int workers) {
+  return cluster.AwaitRouter(absl::Seconds(60), [workers](const v1::GetStateResponse& state) {
+    return state.workers_size() == workers;
+  });
+}
+
+// From the loss of an attached worker to the moment when the router has it no more, and so runs
+// what it held elsewhere.
+absl::Status BenchLoss(Bench& bench) {
+  constexpr int kRuns = 5;
+  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Cluster> cluster,
+                       Cluster::Start({.namespaces = true, .codec = "kivi-4-g64"}));
+  for (const char* worker : {"prefill-0", "decode-0"}) {
+    for (const LossWay& way : LossWays()) {
+      std::vector<double> samples;
+      for (int run = 0; run < kRuns; ++run) {
+        KVF_RETURN_IF_ERROR(AwaitListed(*cluster, 2));
+        const absl::Time lost = absl::Now();
+        KVF_RETURN_IF_ERROR(way.lose(*cluster, worker));
+        KVF_RETURN_IF_ERROR(AwaitListed(*cluster, 1));
+        samples.push_back(absl::ToDoubleSeconds(absl::Now() - lost));
+        KVF_RETURN_IF_ERROR(way.restore(*cluster, worker));
+      }
+      const Spread seconds = Summarize(samples);
+      bench.report->AddRatio(
+          absl::StrCat(worker, " ", way.name, " to noticed by the router, slowest of ", kRuns),
+          seconds.max / 2, "2 s", "<= 1.0", {{"seconds", ToJson(seconds)}});
+    }
+  }
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("End-to-end measurements with the demo model");
   std::string out;
   std::vector<std::string> only;
   Bench bench;
   app.add_option("--out", out, "JSON file to write");
-  app.add_option("--only", only, "bytes, split, decode, batch, link, cancel [all]");
+  app.add_option("--only", only, "bytes, split, decode, batch, link, cancel, loss [all]");
   app.add_option("--repeats", bench.repeats)->capture_default_str();
   app.add_option("--transformers-512", bench.transformers_512,
                  "tokens/s of bench/transformers_baseline.py in the same run");
@@ -300,7 +361,8 @@ int Main(int argc, char** argv) {
   bench.report = &report;
   const std::vector<std::pair<std::string, std::function<absl::Status(Bench&)>>> parts = {
       {"bytes", BenchBytes}, {"split", BenchSplit}, {"decode", BenchDecode},
-      {"batch", BenchBatch}, {"link", BenchLink},   {"cancel", BenchCancel}};
+      {"batch", BenchBatch}, {"link", BenchLink},   {"cancel", BenchCancel},
+      {"loss", BenchLoss}};
   for (const auto& [name, run] : parts) {
     if (!only.empty() && std::find(only.begin(), only.end(), name) == only.end()) continue;
     if (const absl::Status done = run(bench); !done.ok()) {

@@ -25,7 +25,7 @@ for name in "${names[@]}"; do
       baseline=$(.deps/bench_tools/bin/python bench/transformers_baseline.py | tail -1)
       at512=$(sed 's/.*"512": \([0-9.]*\).*/\1/' <<<"$baseline")
       at4096=$(sed 's/.*"4096": \([0-9.]*\).*/\1/' <<<"$baseline")
-      for part in bytes split decode batch link cancel; do
+      for part in bytes split decode batch link cancel loss; do
         "$bin/e2e_bench" --only "$part" --transformers-512 "$at512" --transformers-4096 "$at4096" --out "bench/results/e2e_$part.json"
       done
       ;;

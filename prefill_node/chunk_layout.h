@@ -14,8 +14,8 @@ namespace kvferry::prefill {
 // Gather until a chunk is this large, if its layers are ready by then: smaller messages lose
 // bandwidth, larger ones overlap less with the model.
 inline constexpr std::size_t kChunkTargetBytes = std::size_t{1} << 20;
-// Of payloads that stay on GPUs: every chunk costs the model some tens of microseconds, while such
-// a link carries it in as many.
+// Of payloads that stay on GPUs: such a link carries one in some tens of microseconds, and there
+// are fewer launches, waits and messages.
 inline constexpr std::size_t kDeviceChunkTargetBytes = std::size_t{4} << 20;
 
 // One chunk of a hand-off: a rectangle of layers and tokens. It can be encoded when the model has

@@ -286,10 +286,10 @@ absl::Status BenchCancel(Bench& bench) {
   return absl::OkStatus();
 }
 
-// How a worker is lost, and how it comes back.
+// How a worker, by its name, is lost, and how it comes back.
 struct LossWay {
   const char* name;
-  std::function<absl::Status(Cluster&, const std::string&worker)> lose, restore;
+  std::function<absl::Status(Cluster&, const std::string&)> lose, restore;
 };
 
 std::vector<LossWay> LossWays() {

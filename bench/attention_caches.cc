@@ -91,16 +91,10 @@ absl::StatusOr<DeviceBuffer> AttentionCaches::QuantizeSome(Stream& stream) {
   KVF_ASSIGN_OR_RETURN(const DeviceBuffer list, Upload(items, stream));
   KVF_ASSIGN_OR_RETURN(const DeviceBuffer fault,
                        Upload(std::vector<std::uint64_t>{kernels::kNoFault}, stream));
-  kernels::QuantizeParams params;
+  KVF_ASSIGN_OR_RETURN(kernels::QuantizeParams params,
+                       kernels::QuantizeParamsOf(spec_, codec::Raw16::kFp16, 0, kKvHeads));
   params.items = list.as<kernels::QuantizeItem>();
   params.max_items = kPages;
-  params.kv_heads = kKvHeads;
-  params.head_dim = kHeadDim;
-  params.kind = spec_.kind;
-  params.table = spec_.table;
-  KVF_ASSIGN_OR_RETURN(params.coupled, kernels::CoupledOf(spec_, 0, kKvHeads));
-  params.k_group_tokens = spec_.k_group_tokens;
-  params.v_group_channels = spec_.v_group_channels;
   params.first_fault = fault.as<std::uint64_t>();
   KVF_RETURN_IF_ERROR(kernels::LaunchQuantizeBlock(params, stream));
   KVF_RETURN_IF_ERROR(stream.Synchronize());

@@ -154,20 +154,16 @@ class Bench {
       KVF_RETURN_IF_ERROR(
           kernels::FillAsync(layer.residues.data(), std::byte{0}, layer.residues.bytes(), stream_));
     }
-    return kernels::LaunchQuantizeBlock(
-        {.items = layer.items.as<kernels::QuantizeItem>(),
-         .max_items = kTokens / codec::kBlockTokens,
-         .kv_heads = kHeads,
-         .head_dim = spec.head_dim,
-         .kind = spec.kind,
-         .type = codec::Raw16::kBf16,
-         .k_group_tokens = spec.k_group_tokens,
-         .v_group_channels = spec.v_group_channels,
-         .max_bits = std::max(spec.k_bits, spec.v_bits),
-         .first_fault = layer.fault.as<std::uint64_t>(),
-         .residues = check ? layer.residues.as<std::uint32_t>() : nullptr,
-         .tables = check ? tables_.get() : nullptr},
-        stream_);
+    KVF_ASSIGN_OR_RETURN(kernels::QuantizeParams params,
+                         kernels::QuantizeParamsOf(spec, codec::Raw16::kBf16, 0, kHeads));
+    params.items = layer.items.as<kernels::QuantizeItem>();
+    params.max_items = kTokens / codec::kBlockTokens;
+    params.first_fault = layer.fault.as<std::uint64_t>();
+    if (check) {
+      params.residues = layer.residues.as<std::uint32_t>();
+      params.tables = tables_.get();
+    }
+    return kernels::LaunchQuantizeBlock(params, stream_);
   }
 
   absl::Status MeasureQuantize(const codec::BlockSpec& spec, Report& report) {

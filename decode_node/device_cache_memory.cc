@@ -44,12 +44,10 @@ QuantizeItem ItemOf(const FlushItem& item) {
           .layer = static_cast<std::uint16_t>(item.spec.layer)};
 }
 
-int MaxBits(std::span<const FlushItem> items) {
-  int bits = 0;
-  for (const FlushItem& item : items) {
-    bits = std::max({bits, item.spec.k_bits, item.spec.v_bits});
-  }
-  return items[0].spec.kind == codec::BlockKind::kScalar ? bits : 8;
+kernels::Widths WidthsOf(std::span<const FlushItem> items) {
+  kernels::Widths widths = 0;
+  for (const FlushItem& item : items) widths |= kernels::WidthsOf(item.spec);
+  return widths;
 }
 
 }  // namespace
@@ -249,23 +247,15 @@ absl::StatusOr<std::uint64_t> DeviceCacheMemory::LaunchFlush(std::span<const Flu
         flush_.Upload(sizeof(FlushHeader) + items.size() * sizeof(QuantizeItem), stream_));
     const FlushItem& first = items.front();  // a store's items differ in bits and layer alone
     KVF_ASSIGN_OR_RETURN(
-        const kernels::CoupledQuantize coupled,
-        kernels::CoupledOf(first.spec, first.origin.kv_head_begin, first.window.kv_heads));
-    KVF_RETURN_IF_ERROR(
-        kernels::LaunchFlushWindow({.items = reinterpret_cast<const QuantizeItem*>(on_device + 1),
-                                    .max_items = static_cast<int>(items.size()),
-                                    .item_count = &on_device->item_count,
-                                    .kv_heads = first.window.kv_heads,
-                                    .head_dim = first.window.head_dim,
-                                    .kind = first.spec.kind,
-                                    .type = first.window.type,
-                                    .k_group_tokens = first.spec.k_group_tokens,
-                                    .v_group_channels = first.spec.v_group_channels,
-                                    .table = first.spec.table,
-                                    .coupled = coupled,
-                                    .max_bits = MaxBits(items),
-                                    .first_fault = &on_device->first_fault},
-                                   stream_));
+        kernels::QuantizeParams params,
+        kernels::QuantizeParamsOf(first.spec, first.window.type, first.origin.kv_head_begin,
+                                  first.window.kv_heads));
+    params.items = reinterpret_cast<const QuantizeItem*>(on_device + 1);
+    params.max_items = static_cast<int>(items.size());
+    params.item_count = &on_device->item_count;
+    params.widths = WidthsOf(items);
+    params.first_fault = &on_device->first_fault;
+    KVF_RETURN_IF_ERROR(kernels::LaunchFlushWindow(params, stream_));
     return kernels::CopyAsync(&header->first_fault, &on_device->first_fault,
                               sizeof(header->first_fault), stream_);
   };

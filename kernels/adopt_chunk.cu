@@ -11,7 +11,9 @@ namespace kvferry::kernels {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int kRunBytes = kCheckRunSlabs * kCheckSlabBytes;
+constexpr int kRunSlabs = 8;
+constexpr int kRunBytes = kRunSlabs * kCheckSlabBytes;
+static_assert(kRunSlabs <= kCheckRunSlabs);
 constexpr int kCtaBytes = kWarps * kRunBytes;
 
 // 16 bytes of a payload of which only `count` are left; what lies behind is not read.
@@ -63,21 +65,21 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
   if (run_end > 0) {
     const int first = run_end - kCheckSlabBytes + kCheckUnitBytes * lane;
     const int last = static_cast<int>(part.bytes) - first;  // bytes left where the run ends
-    uint4 pieces[kCheckRunSlabs];
+    uint4 pieces[kRunSlabs];
     pieces[0] = first < 0                 ? make_uint4(0, 0, 0, 0)
                 : last >= kCheckUnitBytes ? load_once16(part.payload + first)
                                           : load_tail(part.payload + first, last);
 #pragma unroll
-    for (int e = 1; e < kCheckRunSlabs; ++e) {
+    for (int e = 1; e < kRunSlabs; ++e) {
       const int offset = first - e * kCheckSlabBytes;
       pieces[e] = offset < 0 ? make_uint4(0, 0, 0, 0) : load_once16(part.payload + offset);
     }
     RunCheck check;
     PageWalk pages(part, first);
 #pragma unroll
-    for (int e = 0; e < kCheckRunSlabs; ++e) {
+    for (int e = 0; e < kRunSlabs; ++e) {
       const int offset = first - e * kCheckSlabBytes;
-      check.add(params.tables, e, lane, pieces[e]);
+      check.add(params.tables, 0, e, lane, pieces[e]);
       if (offset < 0 || part.pages == nullptr) continue;
       std::byte* to = pages.at(offset);
       if (e == 0 && last < kCheckUnitBytes) {

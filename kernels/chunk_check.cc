@@ -41,18 +41,20 @@ constexpr int kColumnBits = 512;  // 64 bytes of four lanes
 constexpr int kColumns = 8;
 
 void FillSlabs(CheckTables& tables) {
-  // Bit t of a column stands for x^(32 + kColumnBits - 1 - t): backwards from the end of the run.
-  std::uint32_t power = PowerOfX(32);
-  for (int e = 0; e < kCheckRunSlabs; ++e) {
-    for (int t = kColumnBits - 1; t >= 0; --t, power = TimesX(power)) {
-      const int j = t / 128, step = t / 64 % 2, k_half = t / 32 % 2, bit = t % 32;
-      for (int row = 0; row < 32; ++row) {
-        if ((power >> row & 1u) == 0) continue;
-        const int m = row / 16, row_half = row / 8 % 2, lane = row % 8 * 4 + j;
-        tables.slab[e][step][m][lane].word[row_half + 2 * k_half] |= 1u << bit;
+  for (int half = 0; half < 2; ++half) {
+    // Bit t of a column stands for x^(32 + kColumnBits - 1 - t): backwards from the end of the run.
+    std::uint32_t power = PowerOfX(32 + half * (kCheckSlabBytes / 2) * 8);
+    for (int e = 0; e < kCheckRunSlabs; ++e) {
+      for (int t = kColumnBits - 1; t >= 0; --t, power = TimesX(power)) {
+        const int j = t / 128, step = t / 64 % 2, k_half = t / 32 % 2, bit = t % 32;
+        for (int row = 0; row < 32; ++row) {
+          if ((power >> row & 1u) == 0) continue;
+          const int m = row / 16, row_half = row / 8 % 2, lane = row % 8 * 4 + j;
+          tables.slab[half][e][step][m][lane].word[row_half + 2 * k_half] |= 1u << bit;
+        }
       }
+      power = Multiply(power, PowerOfX(std::uint64_t{kColumnBits} * (kColumns - 1)));
     }
-    power = Multiply(power, PowerOfX(std::uint64_t{kColumnBits} * (kColumns - 1)));
   }
 }
 

@@ -21,7 +21,7 @@
 namespace kvferry::kernels {
 
 inline constexpr int kCheckSlabBytes = 512;  // of one warp: 32 lanes x 16 bytes
-inline constexpr int kCheckRunSlabs = 8;     // that share one fold
+inline constexpr int kCheckRunSlabs = 20;    // that can share one fold
 inline constexpr int kCheckUnitBytes = 16;   // of distances
 inline constexpr int kCheckDigits = 6;       // of a distance, base 16
 inline constexpr std::size_t kCheckMaxBytes = std::size_t{kCheckUnitBytes} << (4 * kCheckDigits);
@@ -32,15 +32,15 @@ struct alignas(16) CheckWords {
 };
 struct CheckTables {
   // The A operand of step `s` (words 2s, 2s + 1 of a lane) for output bits [16 * m, 16 * m + 16)
-  // when `e` slabs of the run follow: [e][s][m][lane].
-  CheckWords slab[kCheckRunSlabs][2][2][32];
+  // when `e` slabs and `half` halves of a slab of the run follow: [half][e][s][m][lane].
+  CheckWords slab[2][kCheckRunSlabs][2][2][32];
   // Lane i: which of the 256 bits of eight ballots make bit i of the residue.
   CheckWords fold[2][32];
   // Lane i: which bits of a residue make bit i of it times x^(8 * 16 * value * 16^digit).
   std::uint32_t place[kCheckDigits][16][32];
 };
 
-// Computed on the host; 29 KiB. Pure.
+// Computed on the host; 173 KiB. Pure.
 std::unique_ptr<CheckTables> MakeCheckTables();
 
 // The tables on the calling thread's device: one per device and process is enough. Immutable.

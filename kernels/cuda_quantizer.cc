@@ -43,7 +43,7 @@ bool IsPageAddress(const std::byte* at) {
 // Runs of consecutive layers that differ in nothing but bits and place: their pages in one launch.
 struct Launch {
   const PageRun* first = nullptr;
-  int max_bits = 0;
+  Widths widths = 0;
   std::vector<QuantizeItem> items;
   std::vector<BlockOrigin> origins;  // of the items
 };
@@ -86,11 +86,10 @@ std::vector<Launch> Split(std::span<const PageRun> runs, std::byte* pages, std::
   for (const PageRun& run : runs) {
     if (run.kv.tokens == 0) continue;
     if (launches.empty() || !OneLaunch(*launches.back().first, run)) {
-      launches.push_back({.first = &run, .max_bits = 0, .items = {}, .origins = {}});
+      launches.push_back({.first = &run, .widths = 0, .items = {}, .origins = {}});
     }
     Launch& launch = launches.back();
-    const bool is_scalar = run.spec.kind == codec::BlockKind::kScalar;
-    launch.max_bits = is_scalar ? std::max({launch.max_bits, run.spec.k_bits, run.spec.v_bits}) : 8;
+    launch.widths |= WidthsOf(run.spec);
     AddPages(run, pages, bytes, launch);
   }
   return launches;
@@ -250,23 +249,16 @@ class CudaQuantizer final : public codec::Quantizer {
   absl::Status Enqueue(const Launch& launch, const QuantizeItem* items,
                        std::uint64_t* first_fault) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const PageRun& run = *launch.first;
-    KVF_ASSIGN_OR_RETURN(const CoupledQuantize coupled,
-                         CoupledOf(run.spec, run.origin.kv_head_begin, run.kv.kv_heads));
-    return LaunchQuantizeBlock({.items = items,
-                                .max_items = static_cast<int>(launch.items.size()),
-                                .kv_heads = run.kv.kv_heads,
-                                .head_dim = run.spec.head_dim,
-                                .kind = run.spec.kind,
-                                .type = run.kv.type,
-                                .k_group_tokens = run.spec.k_group_tokens,
-                                .v_group_channels = run.spec.v_group_channels,
-                                .table = run.spec.table,
-                                .coupled = coupled,
-                                .max_bits = launch.max_bits,
-                                .first_fault = first_fault,
-                                .residues = results_.as<std::uint32_t>(),
-                                .tables = tables_.get()},
-                               stream_);
+    KVF_ASSIGN_OR_RETURN(
+        QuantizeParams params,
+        QuantizeParamsOf(run.spec, run.kv.type, run.origin.kv_head_begin, run.kv.kv_heads));
+    params.items = items;
+    params.max_items = static_cast<int>(launch.items.size());
+    params.widths = launch.widths;
+    params.first_fault = first_fault;
+    params.residues = results_.as<std::uint32_t>();
+    params.tables = tables_.get();
+    return LaunchQuantizeBlock(params, stream_);
   }
 
   // After an error, too, nothing of the call may go on: the caller's memory is its own again.

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "absl/strings/str_cat.h"
@@ -35,23 +37,24 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
     default:
       return {};
   }
-  if (!codec::format::IsBits(params.max_bits)) return {};
+  if (params.widths == 0 || (params.widths & ~kAllWidths) != 0) return {};
+  const bool any_width = (params.widths & ~kEvenWidths) != 0;
   if (params.k_group_tokens != 32 && params.k_group_tokens != 64) return {};
   switch (params.head_dim) {
     case 64:
-      return FindScalarVariant<64>(params.type, params.v_group_channels);
+      return FindScalarVariant<64>(params.type, params.v_group_channels, any_width);
     case 96:
-      return FindScalarVariant<96>(params.type, params.v_group_channels);
+      return FindScalarVariant<96>(params.type, params.v_group_channels, any_width);
     case 128:
-      return FindScalarVariant<128>(params.type, params.v_group_channels);
+      return FindScalarVariant<128>(params.type, params.v_group_channels, any_width);
     case 256:
-      return FindScalarVariant<256>(params.type, params.v_group_channels);
+      return FindScalarVariant<256>(params.type, params.v_group_channels, any_width);
     default:
       return {};
   }
 }
 
-// Where a CTA puts its block together.
+// Where a CTA puts its block, or side of one, together.
 int SharedBytes(const QuantizeParams& params) {
   if (params.kind == BlockKind::kRaw16) return 0;
   if (params.kind == BlockKind::kInt8 || params.kind == BlockKind::kFp8) {
@@ -64,20 +67,23 @@ int SharedBytes(const QuantizeParams& params) {
   if (params.kind == BlockKind::kCoupled) {
     return CoupledSharedBytes(params.head_dim, params.coupled.coupling);
   }
-  return codec::format::ScalarBlock(params.head_dim, params.max_bits, params.max_bits,
-                                    params.k_group_tokens, params.v_group_channels)
-      .bytes;
+  const int bits = std::bit_width(params.widths) - 1;
+  const codec::format::ScalarLayout at = codec::format::ScalarBlock(
+      params.head_dim, bits, bits, params.k_group_tokens, params.v_group_channels);
+  return std::max(at.v_codes, at.bytes - at.v_codes);
 }
 
-// As many as run at a time. Items behind a count of the device are not to be looked at.
-unsigned BlocksAhead(const QuantizeParams& params, const QuantizeVariant& variant) {
+// Half as many as run at a time. Items behind a count of the device are not to be looked at.
+unsigned ItemsAhead(const QuantizeParams& params, const QuantizeVariant& variant) {
   int device = 0, multiprocessors = 0;
   if (params.item_count != nullptr || cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
           cudaSuccess) {
     return 0;
   }
-  return static_cast<unsigned>(multiprocessors * variant.ctas_per_sm);
+  const int ctas = multiprocessors * variant.ctas_per_sm / 2;
+  const int of_item = params.kv_heads * variant.ctas_per_head;
+  return static_cast<unsigned>((ctas + of_item - 1) / of_item);
 }
 
 absl::Status Check(const QuantizeParams& params) {
@@ -128,30 +134,38 @@ absl::Status LaunchQuantizeBlock(const QuantizeParams& params, Stream& stream) {
   if (const absl::Status status = Check(params); !status.ok()) return status;
   const QuantizeVariant variant = FindVariant(params);
   if (variant.kernel == nullptr) {
-    return absl::UnimplementedError(
-        absl::StrCat("quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ",
-                     params.head_dim, ", bits ", params.max_bits, ", GK ", params.k_group_tokens,
-                     ", GV ", params.v_group_channels, " is not compiled. ", kCompiled));
+    return absl::UnimplementedError(absl::StrCat(
+        "quantize_block: kind ", static_cast<int>(params.kind), ", head_dim ", params.head_dim,
+        ", widths ", absl::Hex(params.widths), ", GK ", params.k_group_tokens, ", GV ",
+        params.v_group_channels, " is not compiled. ", kCompiled));
   }
   if (params.max_items == 0) return absl::OkStatus();
-  const dim3 grid(params.kv_heads, params.max_items);
+  const dim3 grid(params.kv_heads * variant.ctas_per_head, params.max_items);
   QuantizeParams with_ahead = params;
-  with_ahead.blocks_ahead = BlocksAhead(params, variant);
+  with_ahead.items_ahead = ItemsAhead(params, variant);
   variant.kernel<<<grid, variant.threads, SharedBytes(params), stream.get()>>>(with_ahead);
   return LaunchStatus("quantize_block");
 }
 
-absl::StatusOr<CoupledQuantize> CoupledOf(const codec::BlockSpec& spec, int kv_head_begin,
-                                          int kv_heads) {
-  CoupledQuantize coupled;
-  if (spec.kind != BlockKind::kCoupled) return coupled;
+absl::StatusOr<QuantizeParams> QuantizeParamsOf(const codec::BlockSpec& spec, codec::Raw16 type,
+                                                int kv_head_begin, int kv_heads) {
+  QuantizeParams params;
+  params.kv_heads = kv_heads;
+  params.head_dim = spec.head_dim;
+  params.kind = spec.kind;
+  params.type = type;
+  params.k_group_tokens = spec.k_group_tokens;
+  params.v_group_channels = spec.v_group_channels;
+  params.table = spec.table;
+  params.widths = WidthsOf(spec);
+  if (spec.kind != BlockKind::kCoupled) return params;
   if (absl::Status status = codec::CheckCodebooks(spec, kv_head_begin + kv_heads); !status.ok()) {
     return status;
   }
   absl::StatusOr<CoupledTables> tables = DeviceCodebooks(*spec.codebooks);
   if (!tables.ok()) return tables.status();
-  coupled = {.coupling = spec.coupling, .tables = *tables, .kv_head_begin = kv_head_begin};
-  return coupled;
+  params.coupled = {.coupling = spec.coupling, .tables = *tables, .kv_head_begin = kv_head_begin};
+  return params;
 }
 
 absl::Status FaultStatus(std::uint64_t first_fault, std::span<const codec::BlockOrigin> origins) {

@@ -20,10 +20,6 @@ struct CoupledQuantize {
   CoupledTables tables;   // DeviceCodebooks
   int kv_head_begin = 0;  // of the items' heads, among those that have codebooks
 };
-// What QuantizeParams has of a spec whose blocks are coupled, on the calling thread's device; of
-// others nothing. Errors: CheckCodebooks, DeviceCodebooks.
-absl::StatusOr<CoupledQuantize> CoupledOf(const codec::BlockSpec& spec, int kv_head_begin,
-                                          int kv_heads);
 
 // Quantizes many pages of many layers in one launch, byte for byte what kvcodec/cpu makes: keys per
 // channel over the block's tokens, values per token over channels (KIVI, arXiv 2402.02750), or both
@@ -40,16 +36,26 @@ struct QuantizeParams {
   codec::Raw16 type = codec::Raw16::kFp16;  // of k and v; of kRaw16 blocks too
   int k_group_tokens = 0;                   // GK and GV of kScalar
   int v_group_channels = 0;
-  codec::LutTable table{};  // of kLut
-  CoupledQuantize coupled;  // of kCoupled
-  int max_bits = 8;  // of kScalar: no item has more, for K or V: decides the shared memory of a CTA
+  codec::LutTable table{};               // of kLut
+  CoupledQuantize coupled;               // of kCoupled
+  Widths widths = kAllWidths;            // of kScalar: no item has others, for K or V
   std::uint64_t* first_fault = nullptr;  // device memory; see FaultKey. Only ever lowered
   // For the checksum, or null: [chunks] words in device memory, to which the residues of the pages
   // are added (XOR). The caller zeroes them before and gives them to FinishChunkCheck after.
   std::uint32_t* residues = nullptr;
   const CheckTables* tables = nullptr;  // of this device, with residues
-  unsigned blocks_ahead = 0;            // set by the launch: what a CTA fetches for a later one
+  unsigned items_ahead = 0;             // set by the launch: whose values a CTA fetches
 };
+
+// The fields of QuantizeParams that a spec decides, on the calling thread's device. Errors:
+// CheckCodebooks, DeviceCodebooks.
+absl::StatusOr<QuantizeParams> QuantizeParamsOf(const codec::BlockSpec& spec, codec::Raw16 type,
+                                                int kv_head_begin, int kv_heads);
+// Widths of K and V of a spec.
+inline Widths WidthsOf(const codec::BlockSpec& spec) {
+  if (spec.kind != codec::BlockKind::kScalar) return kAllWidths;
+  return WidthOf(spec.k_bits) | WidthOf(spec.v_bits);
+}
 
 // OK where LaunchQuantizeBlock has a kernel for blocks of this spec, else kUnimplemented with the
 // list of those that are compiled.

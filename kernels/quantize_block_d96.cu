@@ -2,6 +2,6 @@
 
 namespace kvferry::kernels {
 
-template QuantizeVariant FindScalarVariant<96>(codec::Raw16, int);
+template QuantizeVariant FindScalarVariant<96>(codec::Raw16, int, bool);
 
 }  // namespace kvferry::kernels

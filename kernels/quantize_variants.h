@@ -9,15 +9,17 @@ namespace kvferry::kernels {
 struct QuantizeVariant {
   void (*kernel)(QuantizeParams) = nullptr;  // null: not compiled
   int threads = 0;
-  int ctas_per_sm = 0;  // that fetch ahead; 0: they do not
+  int ctas_per_head = 1;  // of each item
+  int ctas_per_sm = 0;    // that fetch ahead; 0: they do not
 };
 
+// any_width: else kEvenWidths only.
 template <int kHeadDim>
-QuantizeVariant FindScalarVariant(codec::Raw16 type, int v_group_channels);
-extern template QuantizeVariant FindScalarVariant<64>(codec::Raw16, int);
-extern template QuantizeVariant FindScalarVariant<96>(codec::Raw16, int);
-extern template QuantizeVariant FindScalarVariant<128>(codec::Raw16, int);
-extern template QuantizeVariant FindScalarVariant<256>(codec::Raw16, int);
+QuantizeVariant FindScalarVariant(codec::Raw16 type, int v_group_channels, bool any_width);
+extern template QuantizeVariant FindScalarVariant<64>(codec::Raw16, int, bool);
+extern template QuantizeVariant FindScalarVariant<96>(codec::Raw16, int, bool);
+extern template QuantizeVariant FindScalarVariant<128>(codec::Raw16, int, bool);
+extern template QuantizeVariant FindScalarVariant<256>(codec::Raw16, int, bool);
 
 QuantizeVariant FindInt8Variant(codec::Raw16 type, int head_dim);
 QuantizeVariant FindFp8Variant(codec::Raw16 type, int head_dim);

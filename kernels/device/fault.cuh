@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "kernels/quantize_types.h"
+#include "kvcodec/format.h"
 
 namespace kvferry::kernels {
 
@@ -21,15 +22,22 @@ struct FaultSink {
 
 // The 64 rows of one side of one head, in a ring or not.
 struct Rows {
-  const std::uint16_t* values;
-  int stride;  // elements
-  int first_row;
-  int ring_rows;  // 0: not a ring
+  const std::byte* first;    // of token 0
+  const std::byte* wrapped;  // the same, a ring before
+  unsigned stride;           // bytes
+  int wrap;                  // the first token that the ring has begun again for
+
+  __device__ __forceinline__ Rows(const std::uint16_t* values, int token_stride, int first_row,
+                                  int ring_rows)
+      : first(reinterpret_cast<const std::byte*>(values + std::int64_t{first_row} * token_stride)),
+        wrapped(first - std::int64_t{ring_rows} * token_stride * 2),
+        stride(2 * token_stride),
+        wrap(ring_rows == 0 ? codec::format::kTokens : ring_rows - first_row) {}
 
   __device__ __forceinline__ const std::uint16_t* at(int token) const {
-    int row = first_row + token;
-    if (ring_rows != 0 && row >= ring_rows) row -= ring_rows;
-    return values + std::int64_t{row} * stride;
+    const std::byte* base = token < wrap ? first : wrapped;
+    return reinterpret_cast<const std::uint16_t*>(
+        base + std::uint64_t{static_cast<unsigned>(token)} * stride);
   }
 };
 

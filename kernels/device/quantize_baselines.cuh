@@ -97,7 +97,7 @@ template <class Maker, codec::Raw16 kType, int kHeadDim>
 __global__ void __launch_bounds__(kBaselineThreads)
     quantize_bytes_kernel(const __grid_constant__ QuantizeParams params) {
   BlockTask task;
-  if (!load_task(params, task)) return;
+  if (!load_task(params, blockIdx.x, task)) return;
   constexpr format::TokenScaleLayout kAt = format::Int8Block(kHeadDim);
   auto* block = reinterpret_cast<std::byte*>(block_memory);
   quantize_bytes_side<Maker, kType, kHeadDim>(
@@ -116,7 +116,7 @@ template <codec::Raw16 kType, int kHeadDim>
 __global__ void __launch_bounds__(kBaselineThreads)
     quantize_raw16_kernel(const __grid_constant__ QuantizeParams params) {
   BlockTask task;
-  if (!load_task(params, task)) return;
+  if (!load_task(params, blockIdx.x, task)) return;
   constexpr format::Raw16Layout kAt = format::Raw16Block(kHeadDim);
   const Rows k = task.rows(false), v = task.rows(true);
   task.template write<kBaselineWarps>(params, kAt.bytes, [&](int offset) {

@@ -89,7 +89,7 @@ template <codec::Raw16 kType, int kChannels>
 __global__ void __launch_bounds__(kCoupledThreads)
     quantize_coupled_kernel(const __grid_constant__ QuantizeParams params) {
   BlockTask task;
-  if (!load_task(params, task)) return;
+  if (!load_task(params, blockIdx.x, task)) return;
   const int d = params.head_dim, half = d / 2, bits = params.coupled.coupling.bits;
   const int count = 1 << bits, groups = d / kChannels;
   const format::CoupledLayout layout = format::CoupledBlock(d, kChannels, bits);

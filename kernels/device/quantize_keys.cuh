@@ -6,6 +6,7 @@
 #include "kernels/device/code_words.cuh"
 #include "kernels/device/fault.cuh"
 #include "kernels/device/values.cuh"
+#include "kernels/device/write_block.cuh"
 
 // Keys, per channel over GK tokens. One warp makes all words of 32 channels (64 at 1 and 3 bits)
 // and 64 tokens: lane (g, j) reads the 8 channels from 8 * j on of tokens 16 * tile + 8 * r + g.
@@ -54,10 +55,17 @@ struct KeyTask {
   std::uint32_t* words;   // of the block's K codes
   std::uint16_t* scales;  // [64 / GK, head_dim]
   std::uint16_t* mins;
+  float2* exchange;  // [32], of this warp
+  CodeSlabs slabs;
   FaultSink faults;  // of this head's K
 
+  // Two groups share words at 1 and 3 bits: one warp makes both.
+  static __device__ __forceinline__ bool makes(int bits, int at_w) {
+    return (bits != 1 && bits != 3) || at_w % 2 == 0;
+  }
   // Values of tile i / 2 and r = i % 2.
-  __device__ __forceinline__ void load(int at_w, uint4 (&x)[8]) const {
+  using Values = uint4[8];
+  static __device__ __forceinline__ void load(const Rows& rows, int at_w, int lane, Values& x) {
     const int channel = 32 * at_w + 8 * (lane % 4);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -130,69 +138,71 @@ struct KeyTask {
     mins[row * kHeadDim + channel] = group.min;
     if (!group.fits) faults.scale(row * group_tokens, channel);
     out.needs_clamp = group.needs_clamp();
+    __syncwarp();  // what was there before has been read
+    exchange[8 * (lane % 4) + lane / 4] = make_float2(group.min_value, group.inverse);
+    __syncwarp();
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      out.min_value[i] = __shfl_sync(kAllLanes, group.min_value, 4 * i + lane % 4);
-      out.inverse[i] = __shfl_sync(kAllLanes, group.inverse, 4 * i + lane % 4);
+    for (int i = 0; i < 8; i += 2) {
+      const float4 pair = *reinterpret_cast<const float4*>(exchange + 8 * (lane % 4) + i);
+      out.min_value[i] = pair.x, out.inverse[i] = pair.y;
+      out.min_value[i + 1] = pair.z, out.inverse[i + 1] = pair.w;
     }
     return !(isfinite(lowest) && isfinite(highest));
   }
 
-  template <int kBits, int kGroup>
-  __device__ __forceinline__ void add_group(int at_w, CodeWords<kBits> (&tiles)[4]) const {
+  // The extremes of kRows rows, pair by pair of this lane's channels.
+  template <int kRows>
+  static __device__ __forceinline__ void extremes(const uint4* x, std::uint32_t (&low)[4],
+                                                  std::uint32_t (&high)[4]) {
     using P = Pair<kType>;
-    uint4 x[8];
-    load(at_w, x);
-    std::uint32_t low[2][4], high[2][4];
+    low[0] = high[0] = x[0].x, low[1] = high[1] = x[0].y;
+    low[2] = high[2] = x[0].z, low[3] = high[3] = x[0].w;
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const uint4* v = x + 4 * row;
-      low[row][0] = P::min(P::min(v[0].x, v[1].x), P::min(v[2].x, v[3].x));
-      low[row][1] = P::min(P::min(v[0].y, v[1].y), P::min(v[2].y, v[3].y));
-      low[row][2] = P::min(P::min(v[0].z, v[1].z), P::min(v[2].z, v[3].z));
-      low[row][3] = P::min(P::min(v[0].w, v[1].w), P::min(v[2].w, v[3].w));
-      high[row][0] = P::max(P::max(v[0].x, v[1].x), P::max(v[2].x, v[3].x));
-      high[row][1] = P::max(P::max(v[0].y, v[1].y), P::max(v[2].y, v[3].y));
-      high[row][2] = P::max(P::max(v[0].z, v[1].z), P::max(v[2].z, v[3].z));
-      high[row][3] = P::max(P::max(v[0].w, v[1].w), P::max(v[2].w, v[3].w));
+    for (int i = 1; i < kRows; ++i) {
+      const std::uint32_t pairs[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        low[c] = P::min(low[c], pairs[c]);
+        high[c] = P::max(high[c], pairs[c]);
+      }
     }
+  }
+
+  // `x`: the values of channels [32 * at_w, 32 * at_w + 32).
+  template <int kBits, int kGroup>
+  __device__ __forceinline__ void add_group(int at_w, const Values& x,
+                                            CodeWords<kBits> (&tiles)[4]) const {
+    std::uint32_t low[4], high[4];
     RowScales scale;
     bool broken = false;
     if (group_tokens == format::kTokens) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        low[0][i] = P::min(low[0][i], low[1][i]);
-        high[0][i] = P::max(high[0][i], high[1][i]);
-      }
-      broken = scale_row<kBits>(at_w, 0, low[0], high[0], scale);
+      extremes<8>(x, low, high);
+      broken = scale_row<kBits>(at_w, 0, low, high, scale);
       pack<kBits, kGroup, 4>(x, scale, tiles);
     } else {
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
-        broken |= scale_row<kBits>(at_w, row, low[row], high[row], scale);
+        extremes<4>(x + 4 * row, low, high);
+        broken |= scale_row<kBits>(at_w, row, low, high, scale);
         pack<kBits, kGroup, 2>(x + 4 * row, scale, tiles + 2 * row);
       }
     }
     if (__any_sync(kAllLanes, broken)) report(at_w);
   }
 
+  // Word i of each tile, as the block has them.
   template <int kBits>
-  __device__ __forceinline__ void store(const CodeWords<kBits> (&tiles)[4], int word_base,
-                                        int word_step) const {
-#pragma unroll
-    for (int i = 0; i < CodeWords<kBits>::kWords; ++i) {
-      *reinterpret_cast<uint4*>(words + word_base + i * word_step + lane * format::kSlots) =
-          make_uint4(tiles[0].word[i], tiles[1].word[i], tiles[2].word[i], tiles[3].word[i]);
-    }
+  static __device__ __forceinline__ uint4 piece(const CodeWords<kBits> (&tiles)[4], int i) {
+    return make_uint4(tiles[0].word[i], tiles[1].word[i], tiles[2].word[i], tiles[3].word[i]);
   }
 
   // The last 32 channels of a head of 96: two lanes that differ in g % 2 fill one word.
   template <int kBits>
-  __device__ __forceinline__ void quantize_odd_group() const {
-    // Both forms, of which each lane keeps one. The values come from the cache the second time.
+  __device__ __forceinline__ void quantize_odd_group(const Values& x) const {
+    // Both forms, of which each lane keeps one.
     CodeWords<kBits> tiles[4], second[4];
-    add_group<kBits, 0>(w, tiles);
-    add_group<kBits, 1>(w, second);
+    add_group<kBits, 0>(w, x, tiles);
+    add_group<kBits, 1>(w, x, second);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       tiles[t].template finish<0, 1>();
@@ -207,31 +217,54 @@ struct KeyTask {
     const int at = w / 2 * format::kPlaneWords + (lane / 8 * 4 + lane % 4) * format::kSlots;
 #pragma unroll
     for (int i = 0; i < CodeWords<kBits>::kWords; ++i) {
-      *reinterpret_cast<uint4*>(words + at + i * 2 * kHeadDim) =
-          make_uint4(tiles[0].word[i], tiles[1].word[i], tiles[2].word[i], tiles[3].word[i]);
+      *reinterpret_cast<uint4*>(words + at + i * 2 * kHeadDim) = piece<kBits>(tiles, i);
     }
   }
+  // Whether the codes are slabs that the check's tables have matrices for, with what follows them
+  // in the side.
   template <int kBits>
-  __device__ __forceinline__ void quantize() const {
+  static constexpr bool kSlabs =
+      !CodeWords<kBits>::kShared && kHeadDim != 96 &&
+      kHeadDim * kBits / 64 + (8 * kHeadDim + kCheckSlabBytes - 1) / kCheckSlabBytes <=
+          kCheckRunSlabs;
+
+  // Returns whether the codes have gone to the page, else they are in shared memory. `x`: load().
+  template <int kBits>
+  __device__ __forceinline__ bool quantize(const Values& x, RunCheck& check) const {
     using Words = CodeWords<kBits>;
+    Words tiles[4];
     if constexpr (Words::kShared) {
-      if (w % 2 != 0) return;  // made with the group before
       if (kHeadDim == 96 && w == 2) {
-        quantize_odd_group<kBits>();
-        return;
+        quantize_odd_group<kBits>(x);
+        return false;
       }
-      Words tiles[4];
-      add_group<kBits, 0>(w, tiles);
-      add_group<kBits, 1>(w + 1, tiles);
+      add_group<kBits, 0>(w, x, tiles);
+      Values next;
+      load(rows, w + 1, lane, next);
+      add_group<kBits, 1>(w + 1, next, tiles);
 #pragma unroll
       for (int t = 0; t < 4; ++t) tiles[t].template finish<0, 2>();
-      store<kBits>(tiles, w / 2 * format::kPlaneWords, 2 * kHeadDim);
+#pragma unroll
+      for (int i = 0; i < Words::kWords; ++i) {
+        const int at = w / 2 * format::kPlaneWords + i * 2 * kHeadDim + lane * format::kSlots;
+        *reinterpret_cast<uint4*>(words + at) = piece<kBits>(tiles, i);
+      }
+      return false;
     } else {
-      Words tiles[4];
-      add_group<kBits, 0>(w, tiles);
+      add_group<kBits, 0>(w, x, tiles);
 #pragma unroll
       for (int t = 0; t < 4; ++t) tiles[t].template finish<0, 1>();
-      store<kBits>(tiles, w * Words::kWords * format::kPlaneWords, format::kPlaneWords);
+#pragma unroll
+      for (int i = 0; i < Words::kWords; ++i) {
+        const int slab = w * Words::kWords + i;
+        if constexpr (kSlabs<kBits>) {
+          slabs.put(slab, piece<kBits>(tiles, i), check);
+        } else {
+          reinterpret_cast<uint4*>(words + slab * format::kPlaneWords)[lane] =
+              piece<kBits>(tiles, i);
+        }
+      }
+      return kSlabs<kBits>;
     }
   }
 };

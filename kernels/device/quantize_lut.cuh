@@ -155,7 +155,7 @@ template <codec::Raw16 kType, int kHeadDim>
 __global__ void __launch_bounds__(kBaselineThreads)
     quantize_lut_kernel(const __grid_constant__ QuantizeParams params) {
   BlockTask task;
-  if (!load_task(params, task)) return;
+  if (!load_task(params, blockIdx.x, task)) return;
   const DeviceLut& lut = device_luts.of[static_cast<int>(params.table)];
   const format::LutLayout layout = format::LutBlock(kHeadDim, lut.bits, lut.shifted_keys);
   auto* block = reinterpret_cast<std::byte*>(block_memory);

@@ -6,6 +6,7 @@
 #include "kernels/device/code_words.cuh"
 #include "kernels/device/fault.cuh"
 #include "kernels/device/values.cuh"
+#include "kernels/device/write_block.cuh"
 
 // Values, per token over GV channels. One warp makes all words of a tile of 16 tokens: lane (g, j)
 // reads the channels 32 * w + 4 * g + {0..3} of its four tokens q = 2 * r + h, 8 * r + 2 * j + h.
@@ -29,10 +30,22 @@ struct ValueTask {
   std::uint32_t* words;   // of the block's V codes
   std::uint16_t* scales;  // [head_dim / GV, 64]
   std::uint16_t* mins;
+  float2* exchange;  // [kGroups, 16], of this warp
+  CodeSlabs slabs;
   FaultSink faults;  // of this head's V
 
   static __device__ __forceinline__ int token(int tile, int lane, int q) {
     return 16 * tile + 8 * (q / 2) + 2 * (lane % 4) + q % 2;
+  }
+
+  // format::VScalePosition of that token.
+  static __device__ __forceinline__ unsigned scale_position(unsigned tile, unsigned lane,
+                                                            unsigned q) {
+    return lane % 4 * 16 + tile / 2 * 8 + q / 2 * 4 + tile % 2 * 2 + q % 2;
+  }
+  // Which of the 16 tokens of the tile it is.
+  static __device__ __forceinline__ unsigned exchange_place(unsigned lane, unsigned q) {
+    return q / 2 * 8 + lane % 4 * 2 + q % 2;
   }
 
   // Names the values of 16 tokens that are not finite. Rare: reads them again.
@@ -92,8 +105,7 @@ struct ValueTask {
 
   // Returns whether any code of the tile needs a clamp.
   template <int kBits>
-  __device__ __forceinline__ bool scale(const uint2 (&x)[kGroups32][4], float (&min_value)[kOwn],
-                                        float (&inverse)[kOwn]) const {
+  __device__ __forceinline__ bool scale(const uint2 (&x)[kGroups32][4]) const {
     using P = Pair<kType>;
     constexpr auto kLevels = static_cast<float>((1 << kBits) - 1);
     std::uint32_t p[kItems];
@@ -109,17 +121,19 @@ struct ValueTask {
       const int item = first_item(lane / 4) + k;
       const float lowest = P::low(p[k]), highest = -P::high(p[k]);
       const GroupScale group = make_group_scale(lowest, highest, kLevels);
-      min_value[k] = group.min_value;
-      inverse[k] = group.inverse;
       clamp |= group.needs_clamp();
       broken |= !(isfinite(lowest) && isfinite(highest));
       if (!writes) continue;
-      const int at_token = token(tile, lane, item / kGroups);
-      const int at = item % kGroups * format::kTokens + format::VScalePosition(at_token);
+      const unsigned q = static_cast<unsigned>(item) / kGroups;
+      const unsigned of_group = static_cast<unsigned>(item) % kGroups;
+      const int at = of_group * format::kTokens + scale_position(tile, lane, q);
       scales[at] = group.scale;
       mins[at] = group.min;
-      if (!group.fits) faults.scale(at_token, 0);
+      exchange[of_group * 16 + exchange_place(lane, q)] =
+          make_float2(group.min_value, group.inverse);
+      if (!group.fits) faults.scale(token(tile, lane, q), 0);
     }
+    __syncwarp();
     if (__any_sync(kAllLanes, broken)) report();
     return __any_sync(kAllLanes, clamp);
   }
@@ -143,16 +157,14 @@ struct ValueTask {
     }
   }
 
-  // Min and inverse scale of the four tokens in w's group, from the lanes that have them.
-  __device__ __forceinline__ void fetch(const float (&own_min)[kOwn],
-                                        const float (&own_inverse)[kOwn], int w,
-                                        float (&min_value)[4], float (&inverse)[4]) const {
+  // Min and inverse scale of the four tokens in w's group.
+  __device__ __forceinline__ void fetch(int w, float (&min_value)[4], float (&inverse)[4]) const {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int item = q * kGroups + w / kPerGroup;
-      const int from = 4 * owner(item) + lane % 4;
-      min_value[q] = __shfl_sync(kAllLanes, own_min[slot(item)], from);
-      inverse[q] = __shfl_sync(kAllLanes, own_inverse[slot(item)], from);
+    for (int q = 0; q < 4; q += 2) {
+      const float4 pair =
+          *reinterpret_cast<const float4*>(exchange + w / kPerGroup * 16 + exchange_place(lane, q));
+      min_value[q] = pair.x, inverse[q] = pair.y;
+      min_value[q + 1] = pair.z, inverse[q + 1] = pair.w;
     }
   }
 
@@ -173,38 +185,49 @@ struct ValueTask {
     }
   }
 
+  // Words of a lane and tile; whether they are slabs that the check's tables have matrices for,
+  // with what follows them in the side.
   template <int kBits>
-  __device__ __forceinline__ void quantize() const {
-    uint2 x[kGroups32][4];
+  static constexpr int kCount =
+      CodeWords<kBits>::kShared ? kHeadDim / 64 : kGroups32* CodeWords<kBits>::kWords;
+  template <int kBits>
+  static constexpr bool kSlabs = !CodeWords<kBits>::kShared && kCount<kBits> % 4 == 0 &&
+                                 kCount<kBits> + (kGroups + 1) / 2 <= kCheckRunSlabs;
+
+  using Values = uint2[kGroups32][4];
+  static __device__ __forceinline__ void load(const Rows& rows, int tile, int lane, Values& x) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
       const std::uint16_t* row = rows.at(token(tile, lane, q)) + 4 * (lane / 4);
 #pragma unroll
       for (int w = 0; w < kGroups32; ++w) x[w][q] = load_once8(row + 32 * w);
     }
-    float own_min[kOwn], own_inverse[kOwn];
-    if (scale<kBits>(x, own_min, own_inverse)) {
-      pack<kBits, true>(x, own_min, own_inverse);
+  }
+
+  // Returns whether the codes have gone to the page, else they are in shared memory. `x`: load().
+  template <int kBits>
+  __device__ __forceinline__ bool quantize(const Values& x, RunCheck& check) const {
+    if (scale<kBits>(x)) {
+      pack<kBits, true>(x, check);
     } else {
-      pack<kBits, false>(x, own_min, own_inverse);
+      pack<kBits, false>(x, check);
     }
+    return kSlabs<kBits>;
   }
 
   template <int kBits, bool kClamp>
-  __device__ __forceinline__ void pack(const uint2 (&x)[kGroups32][4], const float (&own_min)[kOwn],
-                                       const float (&own_inverse)[kOwn]) const {
+  __device__ __forceinline__ void pack(const uint2 (&x)[kGroups32][4], RunCheck& check) const {
     using Words = CodeWords<kBits>;
     constexpr int kStreams = kBits == 3 ? 3 : 1;
-    constexpr int kCount = Words::kShared ? kHeadDim / 64 : kGroups32 * Words::kWords;
-    std::uint32_t out[kStreams][kCount];
+    std::uint32_t out[kStreams][kCount<kBits>];
     float min_value[4], inverse[4];
 #pragma unroll
     for (int w = 0; w < kGroups32 / Words::kGroups * Words::kGroups; w += Words::kGroups) {
       Words made;
-      if (w % kPerGroup == 0) fetch(own_min, own_inverse, w, min_value, inverse);
+      if (w % kPerGroup == 0) fetch(w, min_value, inverse);
       add_group<kBits, 0, kClamp>(x[w], min_value, inverse, made);
       if constexpr (Words::kShared) {
-        if ((w + 1) % kPerGroup == 0) fetch(own_min, own_inverse, w + 1, min_value, inverse);
+        if ((w + 1) % kPerGroup == 0) fetch(w + 1, min_value, inverse);
         add_group<kBits, 1, kClamp>(x[w + 1], min_value, inverse, made);
       }
       made.template finish<0, Words::kGroups>();
@@ -217,10 +240,19 @@ struct ValueTask {
         }
       }
     }
+    if constexpr (kSlabs<kBits>) {
+      constexpr int kOfTile = kCount<kBits> / 4;
 #pragma unroll
-    for (int i = 0; i < kStreams; ++i) store<kCount>(out[i], i * 2 * kHeadDim);
+      for (int i = 0; i < kOfTile; ++i) {
+        const std::uint32_t* n = out[0] + 4 * i;
+        slabs.put(tile * kOfTile + i, make_uint4(n[0], n[1], n[2], n[3]), check);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kStreams; ++i) store<kCount<kBits>>(out[i], i * 2 * kHeadDim);
+    }
     if constexpr (Words::kShared && kGroups32 % 2 != 0) {
-      fetch(own_min, own_inverse, kGroups32 - 1, min_value, inverse);
+      fetch(kGroups32 - 1, min_value, inverse);
       quantize_odd_group<kBits, kClamp>(x[kGroups32 - 1], min_value, inverse);
     }
   }

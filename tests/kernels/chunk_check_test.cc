@@ -24,9 +24,10 @@ std::uint32_t WordAt(const std::vector<std::byte>& padded, std::size_t slabs_aft
   return word;
 }
 
-// As RunCheck of kernels/device does it, of the run that `slabs_after` slabs follow.
+// As RunCheck of kernels/device does it, of the run that `slabs_after` slabs follow, and `half`
+// halves of one.
 std::uint32_t RunResidue(const CheckTables& tables, const std::vector<std::byte>& padded,
-                         std::size_t slabs_after) {
+                         std::size_t slabs_after, int half = 0) {
   std::uint32_t ballots[8] = {};
   for (int e = 0; e < kCheckRunSlabs; ++e) {
     for (int row = 0; row < 32; ++row) {
@@ -34,7 +35,7 @@ std::uint32_t RunResidue(const CheckTables& tables, const std::vector<std::byte>
         int parity = 0;
         for (int j = 0; j < 4; ++j) {
           for (int i = 0; i < 4; ++i) {
-            const CheckWords& a = tables.slab[e][i / 2][row / 16][row % 8 * 4 + j];
+            const CheckWords& a = tables.slab[half][e][i / 2][row / 16][row % 8 * 4 + j];
             parity ^= Parity(a.word[row / 8 % 2 + 2 * (i % 2)] &
                              WordAt(padded, slabs_after + e, (4 * column + j) * 4 + i));
           }
@@ -73,6 +74,19 @@ TEST(ChunkCheckTest, ResiduesMakeCrc32cOfAnySize) {
       residue ^= RunResidue(*tables, padded, slab);
     }
     EXPECT_EQ(FinishChunkCheck(residue, bytes), Crc32c(message)) << bytes;
+  }
+}
+
+TEST(ChunkCheckTest, HalfASlabMayFollowARun) {
+  const std::unique_ptr<CheckTables> tables = MakeCheckTables();
+  std::mt19937 random(2);
+  for (const int slabs : {1, 4, kCheckRunSlabs}) {
+    std::vector<std::byte> message(kCheckSlabBytes * slabs + kCheckSlabBytes / 2);
+    for (std::byte& byte : message) byte = static_cast<std::byte>(random());
+    const auto cut = message.begin() + kCheckSlabBytes * slabs;
+    const std::uint32_t residue = RunResidue(*tables, {message.begin(), cut}, 0, 1) ^
+                                  RunResidue(*tables, {cut, message.end()}, 0);
+    EXPECT_EQ(FinishChunkCheck(residue, message.size()), Crc32c(message)) << slabs;
   }
 }
 

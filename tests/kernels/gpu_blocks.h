@@ -58,18 +58,9 @@ class GpuBlocksTest : public GpuTest {
 
   static QuantizeParams ParamsOf(const codec::BlockSpec& spec, codec::Raw16 type, int kv_heads,
                                  int kv_head_begin = 0) {
-    const auto coupled = CoupledOf(spec, kv_head_begin, kv_heads);
-    EXPECT_TRUE(coupled.ok()) << coupled.status();
-    return {.kv_heads = kv_heads,
-            .head_dim = spec.head_dim,
-            .kind = spec.kind,
-            .type = type,
-            .k_group_tokens = spec.k_group_tokens,
-            .v_group_channels = spec.v_group_channels,
-            .table = spec.table,
-            .coupled = coupled.value_or(CoupledQuantize()),
-            .max_bits =
-                spec.kind == codec::BlockKind::kScalar ? std::max(spec.k_bits, spec.v_bits) : 8};
+    const auto params = QuantizeParamsOf(spec, type, kv_head_begin, kv_heads);
+    EXPECT_TRUE(params.ok()) << params.status();
+    return params.value_or(QuantizeParams());
   }
 
   // All pages of `kv` (a multiple of 64 tokens) as one chunk, one item per page. origin: of the

@@ -79,7 +79,9 @@ __global__ void __launch_bounds__(32 * kWarps, 4)
 #pragma unroll
     for (int e = 0; e < kRunSlabs; ++e) {
       const int offset = first - e * kCheckSlabBytes;
-      check.add(params.tables, 0, e, lane, pieces[e]);
+      SlabMatrices matrices;
+      matrices.load(params.tables, 0, e, lane);
+      check.add(matrices, pieces[e]);
       if (offset < 0 || part.pages == nullptr) continue;
       std::byte* to = pages.at(offset);
       if (e == 0 && last < kCheckUnitBytes) {

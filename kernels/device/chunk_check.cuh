@@ -82,19 +82,27 @@ __device__ __forceinline__ void add_residues(const CheckTables* tables, std::uin
   if (lane == 0) atomicXor(chunk, sum);
 }
 
+// The A operands for a slab that `e` slabs and `half` halves of one follow in its run.
+struct SlabMatrices {
+  uint4 a[4];  // [step][m]
+
+  __device__ __forceinline__ void load(const CheckTables* tables, int half, int e, int lane) {
+    const auto* from = reinterpret_cast<const uint4*>(&tables->slab[half][e][0][0][lane]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = __ldg(from + 32 * i);
+  }
+};
+
 // Bit counts of a run of up to kCheckRunSlabs slabs.
 struct RunCheck {
   int count[2][4] = {};
 
-  // 16 bytes per lane of the slab that `e` slabs and `half` halves of one follow in the run; zeros
-  // before a message begins and after it ends change nothing.
-  __device__ __forceinline__ void add(const CheckTables* tables, int half, int e, int lane,
-                                      const uint4& bytes) {
-    const auto* a = reinterpret_cast<const uint4*>(&tables->slab[half][e][0][0][lane]);
-    bit_mma(count[0], __ldg(a), bytes.x, bytes.y);
-    bit_mma(count[1], __ldg(a + 32), bytes.x, bytes.y);
-    bit_mma(count[0], __ldg(a + 64), bytes.z, bytes.w);
-    bit_mma(count[1], __ldg(a + 96), bytes.z, bytes.w);
+  // 16 bytes per lane of a slab; zeros before a message begins and after it ends change nothing.
+  __device__ __forceinline__ void add(const SlabMatrices& matrices, const uint4& bytes) {
+    bit_mma(count[0], matrices.a[0], bytes.x, bytes.y);
+    bit_mma(count[1], matrices.a[1], bytes.x, bytes.y);
+    bit_mma(count[0], matrices.a[2], bytes.z, bytes.w);
+    bit_mma(count[1], matrices.a[3], bytes.z, bytes.w);
   }
 
   // The counts modulo 2: bit 8 * k + m is that of count[m][k].

@@ -114,6 +114,13 @@ struct Side {
   }
 };
 
+#if __CUDA_ARCH__ >= 900
+// `bytes` (a multiple of 16) from `from` on, which is aligned to 16 bytes.
+__device__ __forceinline__ void prefetch_l2_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+#endif
+
 // Brings the values of a side that a later CTA will make into the L2, so that memory is busy while
 // this one computes: half as many ahead as run at a time. Called by one warp.
 template <int kHeadDim>
@@ -124,10 +131,12 @@ __device__ __forceinline__ void prefetch_later(const QuantizeParams& params, int
   const BlockTask task = {params.items[at_item], head};
   const Rows rows = task.rows(is_v);
   constexpr int kRowBytes = 2 * kHeadDim, kLine = 128;
+#if __CUDA_ARCH__ >= 900
   if (rows.stride == kRowBytes && rows.wrap >= format::kTokens) {
     if (lane == 0) prefetch_l2_bulk(rows.first, format::kTokens * kRowBytes);
     return;
   }
+#endif
   constexpr int kLines = (kRowBytes + kLine - 1) / kLine;
 #pragma unroll 1
   for (int i = lane; i < format::kTokens * kLines; i += 32) {

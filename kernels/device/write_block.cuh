@@ -19,7 +19,9 @@ struct CodeSlabs {
     __stcs(reinterpret_cast<uint4*>(out + kCheckSlabBytes * slab) + lane, piece);
     if (tables == nullptr) return;
     const int halves = 2 * (count - 1 - slab) + rest_bytes / (kCheckSlabBytes / 2);
-    check.add(tables, halves % 2, halves / 2, lane, piece);
+    SlabMatrices matrices;
+    matrices.load(tables, halves % 2, halves / 2, lane);
+    check.add(matrices, piece);
   }
 };
 
@@ -34,12 +36,14 @@ __device__ __forceinline__ void finish_codes(const CodeSlabs& codes, RunCheck& c
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   PlaceMasks far;
   FoldMasks fold;
+  SlabMatrices matrices;
   if (codes.tables != nullptr) {
     if (warp != 0) {
       parities[warp][lane] = check.parities();
     } else {
       far.load(codes.tables, after_units, lane);
       fold.load(codes.tables, lane);
+      matrices.load(codes.tables, 0, 0, lane);
     }
   }
   __syncthreads();
@@ -52,7 +56,9 @@ __device__ __forceinline__ void finish_codes(const CodeSlabs& codes, RunCheck& c
       piece = *reinterpret_cast<const uint4*>(rest + offset);
       __stcs(reinterpret_cast<uint4*>(out + offset), piece);
     }
-    if (codes.tables != nullptr) check.add(codes.tables, 0, e, lane, piece);
+    if (codes.tables == nullptr) continue;
+    if (e != 0) matrices.load(codes.tables, 0, e, lane);
+    check.add(matrices, piece);
   }
   if (codes.tables == nullptr) return;
   std::uint32_t sum = check.parities();
@@ -83,7 +89,10 @@ __device__ __forceinline__ void write_block(Load load, int bytes, std::byte* out
         piece = load(offset);
         __stcs(reinterpret_cast<uint4*>(out + offset), piece);
       }
-      if (tables != nullptr) check.add(tables, 0, e, lane, piece);
+      if (tables == nullptr) continue;
+      SlabMatrices matrices;
+      matrices.load(tables, 0, e, lane);
+      check.add(matrices, piece);
     }
     if (tables != nullptr) {
       sum ^= check.residue(tables, begin * (kCheckSlabBytes / kCheckUnitBytes), lane);

@@ -140,7 +140,7 @@ class CudaQuantizer final : public codec::Quantizer {
       enqueued = CopyAsync(out.data(), pages_.data(), out.size(), stream_);
     }
     KVF_RETURN_IF_ERROR(Finish(enqueued));
-    const auto* result = host_results_.as<const std::uint64_t>();
+    const auto* result = host_call_.as<const std::uint64_t>();
     for (std::size_t i = 0; i < launches.size(); ++i) {
       KVF_RETURN_IF_ERROR(FaultStatus(result[1 + i], launches[i].origins));
     }
@@ -215,35 +215,42 @@ class CudaQuantizer final : public codec::Quantizer {
   static std::size_t ResultBytes(std::span<const Launch> launches) {
     return sizeof(std::uint64_t) * (1 + launches.size());
   }
+  static std::size_t ItemsAt(std::span<const Launch> launches) {
+    constexpr std::size_t kAlign = alignof(QuantizeItem);
+    return (ResultBytes(launches) + kAlign - 1) / kAlign * kAlign;
+  }
 
   absl::Status MakeRoom(std::span<const Launch> launches) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    std::size_t items = 0;
-    for (const Launch& launch : launches) items += launch.items.size();
-    KVF_RETURN_IF_ERROR(MakeRoom(items_, items * sizeof(QuantizeItem)));
-    const std::size_t results = ResultBytes(launches);
-    KVF_RETURN_IF_ERROR(MakeRoom(results_, results));
-    if (host_results_.bytes() >= results) return absl::OkStatus();
-    KVF_ASSIGN_OR_RETURN(host_results_, PinnedBuffer::Allocate(results));
+    std::size_t bytes = ItemsAt(launches);
+    for (const Launch& launch : launches) bytes += launch.items.size() * sizeof(QuantizeItem);
+    KVF_RETURN_IF_ERROR(MakeRoom(call_, bytes));
+    if (host_call_.bytes() >= bytes) return absl::OkStatus();
+    KVF_ASSIGN_OR_RETURN(host_call_, PinnedBuffer::Allocate(bytes));
     return absl::OkStatus();
   }
 
-  // With the results on their way to the host.
+  // With the results on their way to the host. What the kernels read and add to goes to the GPU in
+  // one copy: each further one, and each word that is cleared there, takes as long as a kernel.
   absl::Status Enqueue(std::span<const Launch> launches) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const std::size_t results = ResultBytes(launches), word = sizeof(std::uint64_t);
-    KVF_RETURN_IF_ERROR(FillAsync(results_.data(), std::byte{0}, word, stream_));
-    KVF_RETURN_IF_ERROR(
-        FillAsync(results_.data() + word, std::byte{0xff}, results - word, stream_));
-    auto* items = items_.as<QuantizeItem>();
-    auto* first_fault = results_.as<std::uint64_t>();
+    auto* result = host_call_.as<std::uint64_t>();
+    *result = 0;
+    std::fill_n(result + 1, launches.size(), kNoFault);
+    auto* item = reinterpret_cast<QuantizeItem*>(host_call_.data() + ItemsAt(launches));
     for (const Launch& launch : launches) {
-      KVF_RETURN_IF_ERROR(CopyAsync(items, launch.items.data(),
-                                    launch.items.size() * sizeof(QuantizeItem), stream_));
+      item = std::copy(launch.items.begin(), launch.items.end(), item);
+    }
+    const auto bytes =
+        static_cast<std::size_t>(reinterpret_cast<std::byte*>(item) - host_call_.data());
+    KVF_RETURN_IF_ERROR(CopyAsync(call_.data(), host_call_.data(), bytes, stream_));
+    auto* items = reinterpret_cast<QuantizeItem*>(call_.data() + ItemsAt(launches));
+    auto* first_fault = call_.as<std::uint64_t>();
+    for (const Launch& launch : launches) {
       KVF_RETURN_IF_ERROR(Enqueue(launch, items, ++first_fault));
       items += launch.items.size();
     }
-    return CopyAsync(host_results_.data(), results_.data(), results, stream_);
+    return CopyAsync(host_call_.data(), call_.data(), ResultBytes(launches), stream_);
   }
 
   absl::Status Enqueue(const Launch& launch, const QuantizeItem* items,
@@ -256,7 +263,7 @@ class CudaQuantizer final : public codec::Quantizer {
     params.max_items = static_cast<int>(launch.items.size());
     params.widths = launch.widths;
     params.first_fault = first_fault;
-    params.residues = results_.as<std::uint32_t>();
+    params.residues = call_.as<std::uint32_t>();
     params.tables = tables_.get();
     return LaunchQuantizeBlock(params, stream_);
   }
@@ -271,10 +278,11 @@ class CudaQuantizer final : public codec::Quantizer {
   Stream& producer_;
   mutable absl::Mutex mutex_;
   mutable Stream stream_ ABSL_GUARDED_BY(mutex_);
-  mutable DeviceBuffer items_ ABSL_GUARDED_BY(mutex_), pages_ ABSL_GUARDED_BY(mutex_);
-  // Words of 64 bits: the residue of the pages, then the first fault of every launch.
-  mutable DeviceBuffer results_ ABSL_GUARDED_BY(mutex_);
-  mutable PinnedBuffer host_results_ ABSL_GUARDED_BY(mutex_);
+  mutable DeviceBuffer pages_ ABSL_GUARDED_BY(mutex_);
+  // Of a call: words of 64 bits, the residue of the pages and the first fault of every launch; then
+  // the items.
+  mutable DeviceBuffer call_ ABSL_GUARDED_BY(mutex_);
+  mutable PinnedBuffer host_call_ ABSL_GUARDED_BY(mutex_);
   mutable absl::Mutex marks_mutex_;
   mutable std::vector<Event> marks_ ABSL_GUARDED_BY(marks_mutex_);
   mutable std::uint64_t last_mark_ ABSL_GUARDED_BY(marks_mutex_) = 0;

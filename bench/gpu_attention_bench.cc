@@ -159,8 +159,11 @@ class Bench {
     KVF_ASSIGN_OR_RETURN(const std::unique_ptr<TorchAttention> torch,
                          TorchAttention::Create(shape.batch, shape.tokens, kQHeads, kKvHeads,
                                                 kHeadDim, copies, stream_));
-    KVF_ASSIGN_OR_RETURN(const auto two_four, RandomCodebooks({2, 4}));
-    KVF_ASSIGN_OR_RETURN(const auto four_eight, RandomCodebooks({4, 8}));
+    std::vector<std::shared_ptr<const codec::Codebooks>> books;
+    for (const codec::Coupling coupling :
+         {codec::Coupling{2, 4}, {4, 8}, {2, 8}, {8, 8}, {8, 10}}) {
+      KVF_ASSIGN_OR_RETURN(books.emplace_back(), RandomCodebooks(coupling));
+    }
     const struct {
       const char* name;
       codec::BlockSpec spec;
@@ -181,8 +184,11 @@ class Bench {
         {"LM2",
          {.kind = codec::BlockKind::kLut, .head_dim = kHeadDim, .table = codec::LutTable::kLm2},
          {}},
-        {"CQ-2C4B", CoupledSpec(*two_four), measured.cq2c4b},
-        {"CQ-4C8B", CoupledSpec(*four_eight), {}},
+        {"CQ-2C4B", CoupledSpec(*books[0]), measured.cq2c4b},
+        {"CQ-4C8B", CoupledSpec(*books[1]), {}},
+        {"CQ-2C8B", CoupledSpec(*books[2]), {}},
+        {"CQ-8C8B", CoupledSpec(*books[3]), {}},
+        {"CQ-8C10B", CoupledSpec(*books[4]), {}},
         {"FP8", {.kind = codec::BlockKind::kFp8, .head_dim = kHeadDim}, {}},
         {"INT8", {.kind = codec::BlockKind::kInt8, .head_dim = kHeadDim}, {}}};
     for (const auto& codec : codecs) {

@@ -74,6 +74,10 @@ absl::Status LaunchReadStream(const std::byte* const* pages, int page_count, int
                               int block_bytes, int rounds, std::uint32_t* sink,
                               kernels::Stream& stream) {
   switch (block_bytes) {
+    case 2048:
+      return Launch<2048>(pages, page_count, heads, rounds, sink, stream);
+    case 2560:
+      return Launch<2560>(pages, page_count, heads, rounds, sink, stream);
     case 4096:
       return Launch<4096>(pages, page_count, heads, rounds, sink, stream);
     case 4352:
@@ -84,6 +88,8 @@ absl::Status LaunchReadStream(const std::byte* const* pages, int page_count, int
       return Launch<6400>(pages, page_count, heads, rounds, sink, stream);
     case 6912:
       return Launch<6912>(pages, page_count, heads, rounds, sink, stream);
+    case 8192:
+      return Launch<8192>(pages, page_count, heads, rounds, sink, stream);
     case 8448:
       return Launch<8448>(pages, page_count, heads, rounds, sink, stream);
     case 8704:

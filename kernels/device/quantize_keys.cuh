@@ -220,8 +220,9 @@ struct KeyTask {
       *reinterpret_cast<uint4*>(words + at + i * 2 * kHeadDim) = piece<kBits>(tiles, i);
     }
   }
+
   // Whether the codes are slabs that the check's tables have matrices for, with what follows them
-  // in the side.
+  // in the side: at head_dim 96 scales and mins are no half slabs.
   template <int kBits>
   static constexpr bool kSlabs =
       !CodeWords<kBits>::kShared && kHeadDim != 96 &&

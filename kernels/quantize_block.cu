@@ -38,7 +38,7 @@ QuantizeVariant FindVariant(const QuantizeParams& params) {
       return {};
   }
   if (params.widths == 0 || (params.widths & ~kAllWidths) != 0) return {};
-  const bool any_width = (params.widths & ~kEvenWidths) != 0;
+  const bool any_width = (params.widths & ~kFastWidths) != 0;
   if (params.k_group_tokens != 32 && params.k_group_tokens != 64) return {};
   switch (params.head_dim) {
     case 64:

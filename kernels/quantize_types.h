@@ -34,7 +34,7 @@ using Widths = std::uint32_t;
 constexpr Widths WidthOf(int bits) { return Widths{1} << bits; }
 inline constexpr Widths kAllWidths = WidthOf(1) | WidthOf(2) | WidthOf(3) | WidthOf(4) | WidthOf(8);
 // Those that a faster kernel makes, if a launch has no others.
-inline constexpr Widths kEvenWidths = WidthOf(2) | WidthOf(4);
+inline constexpr Widths kFastWidths = WidthOf(2) | WidthOf(4);
 
 // The first fault of a launch by item, head, K before V, values before scales, token, channel; the
 // order of kvcodec/cpu. kNoFault: none. One word, so that the least of all that threads report is

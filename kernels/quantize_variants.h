@@ -13,7 +13,7 @@ struct QuantizeVariant {
   int ctas_per_sm = 0;    // that fetch ahead; 0: they do not
 };
 
-// any_width: else kEvenWidths only.
+// any_width: else kFastWidths only.
 template <int kHeadDim>
 QuantizeVariant FindScalarVariant(codec::Raw16 type, int v_group_channels, bool any_width);
 extern template QuantizeVariant FindScalarVariant<64>(codec::Raw16, int, bool);

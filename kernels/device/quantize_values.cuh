@@ -34,13 +34,12 @@ struct ValueTask {
   CodeSlabs slabs;
   FaultSink faults;  // of this head's V
 
-  static __device__ __forceinline__ int token(int tile, int lane, int q) {
+  static constexpr int token(int tile, int lane, int q) {
     return 16 * tile + 8 * (q / 2) + 2 * (lane % 4) + q % 2;
   }
 
   // format::VScalePosition of that token.
-  static __device__ __forceinline__ unsigned scale_position(unsigned tile, unsigned lane,
-                                                            unsigned q) {
+  static constexpr unsigned scale_position(unsigned tile, unsigned lane, unsigned q) {
     return lane % 4 * 16 + tile / 2 * 8 + q / 2 * 4 + tile % 2 * 2 + q % 2;
   }
   // Which of the 16 tokens of the tile it is.
@@ -96,12 +95,6 @@ struct ValueTask {
   static __device__ __forceinline__ int first_item(int g) {
     return (g / 4) * kAfter16 + (kHalve8 ? g / 2 % 2 * kAfter8 : 0) + (kHalve4 ? g % 2 * kOwn : 0);
   }
-  // The lane group that owns item i, and where in it.
-  static constexpr int owner(int i) {
-    const int in16 = i % kAfter16, in8 = in16 % kAfter8;
-    return i / kAfter16 * 4 + (kHalve8 ? in16 / kAfter8 * 2 : 0) + (kHalve4 ? in8 / kOwn : 0);
-  }
-  static constexpr int slot(int i) { return i % kAfter16 % kAfter8 % kOwn; }
 
   // Returns whether any code of the tile needs a clamp.
   template <int kBits>
@@ -277,5 +270,16 @@ struct ValueTask {
     }
   }
 };
+
+constexpr bool ScalePositionsAreThoseOfTheFormat() {
+  using Task = ValueTask<codec::Raw16::kBf16, 128, 128>;
+  for (int i = 0; i < format::kTokens; ++i) {
+    const int tile = i / 16, lane = i / 4 % 4, q = i % 4;
+    const int want = format::VScalePosition(Task::token(tile, lane, q));
+    if (Task::scale_position(tile, lane, q) != static_cast<unsigned>(want)) return false;
+  }
+  return true;
+}
+static_assert(ScalePositionsAreThoseOfTheFormat());
 
 }  // namespace kvferry::kernels

@@ -5,15 +5,14 @@
 #include <cmath>
 #include <cstddef>
 
+#include "bench/quality/softmax_sums.h"
+
 namespace kvferry::bench {
 namespace {
 
-// log of the sum of exp(logits).
-double LogSumExp(std::span<const float> logits) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float x : logits) sum += std::exp(x - top);
-  return top + std::log(sum);
+// log of the sum of exp(logits), the largest of which is `top`.
+double LogSumExp(std::span<const float> logits, double top) {
+  return top + std::log(SumExp(logits, top));
 }
 
 constexpr std::int32_t kNone = -1;
@@ -40,15 +39,11 @@ std::array<std::int32_t, 5> TopFive(std::span<const float> logits) {
 Comparison Compare(std::span<const float> exact, std::span<const float> tested, std::int32_t next) {
   const std::array<std::int32_t, 5> exact_top = TopFive(exact), tested_top = TopFive(tested);
   const double exact_lead = exact[exact_top[0]];
-  double exact_sum = 0, differences = 0;  // of logits, under the exact model
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    const double weight = std::exp(exact[i] - exact_lead);
-    exact_sum += weight;
-    differences += weight * (static_cast<double>(exact[i]) - tested[i]);
-  }
-  const double exact_norm = exact_lead + std::log(exact_sum), tested_norm = LogSumExp(tested);
+  const WeightedSums sums = SumDifferences(exact, tested, exact_lead);
+  const double exact_norm = exact_lead + std::log(sums.weights);
+  const double tested_norm = LogSumExp(tested, tested[tested_top[0]]);
   Comparison compared{.nll = tested_norm - tested[next],
-                      .kl = differences / exact_sum - exact_norm + tested_norm,
+                      .kl = sums.differences / sums.weights - exact_norm + tested_norm,
                       .agrees = exact_top[0] == tested_top[0],
                       .sure = exact_lead - exact[exact_top[1]] > kSureMargin};
   for (const std::int32_t token : exact_top) {
@@ -59,7 +54,7 @@ Comparison Compare(std::span<const float> exact, std::span<const float> tested, 
 }
 
 double NegativeLogLikelihood(std::span<const float> logits, std::int32_t next) {
-  return LogSumExp(logits) - logits[next];
+  return LogSumExp(logits, logits[LikeliestToken(logits)]) - logits[next];
 }
 
 std::int32_t LikeliestToken(std::span<const float> logits) {

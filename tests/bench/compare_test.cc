@@ -43,6 +43,26 @@ TEST(CompareTest, EqualDistributionsHaveNoDivergence) {
   }
 }
 
+// Vector instructions take some logits at a time, whatever their number is.
+TEST(CompareTest, AnyNumberOfLogitsIsSummedUp) {
+  std::vector<float> exact, tested;
+  for (int count = 1; count <= 40; ++count) {
+    exact.push_back(static_cast<float>(std::sin(count) * 9));
+    tested.push_back(static_cast<float>(std::cos(count * 3) * 9));
+    double p_sum = 0, q_sum = 0, kl = 0;
+    for (int i = 0; i < count; ++i) p_sum += std::exp(static_cast<double>(exact[i]));
+    for (int i = 0; i < count; ++i) q_sum += std::exp(static_cast<double>(tested[i]));
+    for (int i = 0; i < count; ++i) {
+      const double p = std::exp(static_cast<double>(exact[i])) / p_sum;
+      kl += p * std::log(p / (std::exp(static_cast<double>(tested[i])) / q_sum));
+    }
+    if (count == 1) continue;
+    const Comparison one = Compare(exact, tested, count - 1);
+    EXPECT_NEAR(one.kl, kl, 1e-12 + 1e-12 * kl) << count;
+    EXPECT_NEAR(one.nll, std::log(q_sum) - tested.back(), 1e-12) << count;
+  }
+}
+
 TEST(CompareTest, ANarrowLeadIsNotSure) {
   const std::vector<float> exact = {1, 1.05f, 0};
   const Comparison one = Compare(exact, exact, 0);

@@ -18,7 +18,7 @@ absl::StatusOr<std::unique_ptr<DeviceStore>> DeviceStore::Create(const codec::Co
     KVF_ASSIGN_OR_RETURN(const codec::BlockSpec spec, codec.ForLayer(layer, geometry.head_dim));
     row_bytes += codec::PageBytes(spec, geometry.kv_heads);
   }
-  std::unique_ptr<DeviceStore> store(new DeviceStore(device));
+  std::unique_ptr<DeviceStore> store(new DeviceStore(device, max_sequences));
   KVF_ASSIGN_OR_RETURN(store->memory_, device.MakeMemory(max_sequences));
   KVF_ASSIGN_OR_RETURN(
       store->cache_,
@@ -27,6 +27,28 @@ absl::StatusOr<std::unique_ptr<DeviceStore>> DeviceStore::Create(const codec::Co
                                   .pool_bytes = std::max<std::uint64_t>(1, rows) * row_bytes},
                                  *store->memory_));
   return store;
+}
+
+absl::StatusOr<std::span<const float>> DeviceStore::Step(std::span<CacheBatch* const> batches,
+                                                         std::span<const std::int32_t> tokens) {
+  if (runner_ == nullptr) {
+    KVF_ASSIGN_OR_RETURN(runner_, device_.MakeRunner(*cache_, max_sequences_));
+  }
+  std::vector<std::int32_t> positions;
+  std::vector<decode::StoredSequence*> sequences;
+  for (const CacheBatch* batch : batches) {
+    for (decode::StoredSequence* sequence : batch->caches()) {
+      positions.push_back(sequence->tokens());
+      sequences.push_back(sequence);
+    }
+  }
+  KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
+                       runner_->Step({.tokens = tokens,
+                                      .positions = positions,
+                                      .sequences = sequences,
+                                      .drop_cancelled = [] {}}));
+  for (CacheBatch* batch : batches) KVF_RETURN_IF_ERROR(batch->Flush());
+  return logits;
 }
 
 absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
@@ -41,19 +63,8 @@ absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, 
 }
 
 absl::StatusOr<std::span<const float>> CacheBatch::Step(std::span<const std::int32_t> tokens) {
-  if (runner_ == nullptr) {
-    KVF_ASSIGN_OR_RETURN(
-        runner_, store_.device().MakeRunner(store_.cache(), static_cast<int>(caches_.size())));
-  }
-  const std::vector<std::int32_t> positions = Positions();
-  std::vector<decode::StoredSequence*> sequences = caches();
-  KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
-                       runner_->Step({.tokens = tokens,
-                                      .positions = positions,
-                                      .sequences = sequences,
-                                      .drop_cancelled = [] {}}));
-  KVF_RETURN_IF_ERROR(Flush());
-  return logits;
+  CacheBatch* const alone = this;
+  return store_.Step(std::span(&alone, 1), tokens);
 }
 
 std::vector<std::int32_t> CacheBatch::Positions() const {

@@ -15,10 +15,12 @@
 
 namespace kvferry::bench {
 
-// A store with its memory on a device.
+class CacheBatch;
+
+// A store with its memory on a device, and what steps over it. Thread: one at a time.
 class DeviceStore {
  public:
-  // So many rows, at least one; batches of at most so many sequences. `device` outlives it.
+  // So many rows, at least one; steps of at most so many sequences. `device` outlives it.
   static absl::StatusOr<std::unique_ptr<DeviceStore>> Create(const codec::Codec& codec,
                                                              std::uint64_t rows, int max_sequences,
                                                              Device& device);
@@ -26,12 +28,20 @@ class DeviceStore {
   decode::CacheStore& cache() const { return *cache_; }
   Device& device() const { return device_; }
 
+  // One decode step of all sequences of `batches`, which are of this store: weights are read once
+  // for all of them. tokens: those of one batch after those of the other. The answer: logits,
+  // [sequences, vocabulary], valid until the next call.
+  absl::StatusOr<std::span<const float>> Step(std::span<CacheBatch* const> batches,
+                                              std::span<const std::int32_t> tokens);
+
  private:
-  explicit DeviceStore(Device& device) : device_(device) {}
+  DeviceStore(Device& device, int max_sequences) : device_(device), max_sequences_(max_sequences) {}
 
   Device& device_;
+  const int max_sequences_;
   std::unique_ptr<decode::CacheMemory> memory_;
   std::unique_ptr<decode::CacheStore> cache_;
+  std::unique_ptr<decode::StepRunner> runner_;  // from the first step on
 };
 
 // A prompt's cache in a store, as a hand-off leaves it.
@@ -57,7 +67,8 @@ class CacheBatch {
   std::size_t size() const { return caches_.size(); }
   DeviceStore& store() const { return store_; }
 
-  // One decode step. The answer: logits, [sequences, vocabulary], valid until the next call.
+  // One decode step of this batch alone. The answer: logits, [sequences, vocabulary], valid until
+  // the store's next step.
   absl::StatusOr<std::span<const float>> Step(std::span<const std::int32_t> tokens);
 
   // The parts of a step, for whoever makes one differently.
@@ -73,7 +84,6 @@ class CacheBatch {
  private:
   DeviceStore& store_;
   std::vector<std::unique_ptr<decode::StoredSequence>> caches_;
-  std::unique_ptr<decode::StepRunner> runner_;  // from the first step on
 };
 
 }  // namespace kvferry::bench

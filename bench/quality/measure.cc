@@ -52,6 +52,11 @@ struct Measure::Caches {
   std::unique_ptr<CacheBatch> exact_probe, probe, greedy, teacher;
 };
 
+void Measure::Trajectory::Add(std::span<const float> row) {
+  tokens.push_back(LikeliestToken(row));
+  logits.insert(logits.end(), row.begin(), row.end());
+}
+
 absl::StatusOr<Measure> Measure::Create(Device& device, const MeasureOptions& options,
                                         Progress progress) {
   const auto refuse = [](const char* what, int value, int least, int most) {
@@ -96,7 +101,8 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
           options_.prompt_tokens + std::max(options_.decode_tokens, options_.greedy_tokens)));
   model::PrefillSession& session = *exact.prompt.session;
   if (options_.greedy_tokens > 0) {
-    KVF_ASSIGN_OR_RETURN(exact.greedy, ContinueGreedily(session, options_.greedy_tokens));
+    KVF_ASSIGN_OR_RETURN(exact.greedy, ContinueGreedily(session, passage.tokens.first(prompt),
+                                                        options_.greedy_tokens));
     KVF_RETURN_IF_ERROR(session.Rewind(options_.prompt_tokens));
   }
   exact.logits.resize(count * vocabulary);
@@ -120,8 +126,8 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
 
 absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec::Codec& codec,
                                                                      std::size_t passages) const {
-  const auto make_store = [&](const codec::Codec& of, std::uint64_t rows) {
-    return DeviceStore::Create(of, rows, static_cast<int>(passages), device_);
+  const auto make_store = [&](const codec::Codec& of, std::uint64_t rows, std::size_t sequences) {
+    return DeviceStore::Create(of, rows, static_cast<int>(sequences), device_);
   };
   const auto rows = [&](int new_tokens) -> std::uint64_t {
     return passages * cache::RowsNeeded(options_.prompt_tokens, new_tokens, codec.window);
@@ -131,12 +137,14 @@ absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec
   if (options_.probe_tokens > 0) {
     const std::uint64_t probe_rows = rows(options_.probe_tokens + 1);
     KVF_ASSIGN_OR_RETURN(const codec::Codec exact, ExactCodec(codec));
-    KVF_ASSIGN_OR_RETURN(caches->exact_store, make_store(exact, probe_rows));
+    KVF_ASSIGN_OR_RETURN(caches->exact_store, make_store(exact, probe_rows, passages));
     caches->exact_probe = std::make_unique<CacheBatch>(*caches->exact_store);
     all_rows += probe_rows;
   }
-  if (options_.greedy_tokens > 0) all_rows += rows(options_.greedy_tokens);
-  KVF_ASSIGN_OR_RETURN(caches->store, make_store(codec, all_rows));
+  const bool greedy = options_.greedy_tokens > 0;
+  if (greedy) all_rows += rows(options_.greedy_tokens);
+  KVF_ASSIGN_OR_RETURN(caches->store,
+                       make_store(codec, all_rows, greedy ? 2 * passages : passages));
   for (auto* batch : {&caches->probe, &caches->greedy, &caches->teacher}) {
     *batch = std::make_unique<CacheBatch>(*caches->store);
   }
@@ -199,34 +207,81 @@ absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passage
   return check;
 }
 
-absl::Status Measure::RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
-                                std::span<Record> records) const {
+// Teacher-forced steps and those of the greedy answers, together: the weights are read once for
+// both. Not the first ones: they have as many rows as the probe's, whose logits theirs are told
+// apart from.
+absl::StatusOr<std::uint32_t> Measure::RunDecode(std::span<const Passage> passages,
+                                                 std::span<const ExactPassage> exact,
+                                                 Caches& caches, std::span<Record> records,
+                                                 std::span<Trajectory> answers) const {
   const std::size_t vocabulary = device_.vocabulary();
-  std::vector<Trajectory> trajectories(exact.size());
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    trajectories[i].tokens = {exact[i].greedy.front()};
-    trajectories[i].logits.reserve(static_cast<std::size_t>(options_.greedy_tokens - 1) *
-                                   vocabulary);
-  }
-  std::vector<std::int32_t> tokens(exact.size());
-  for (int step = 1; step < options_.greedy_tokens; ++step) {
-    progress_(absl::StrCat(caches.name(), ", greedy"), step, options_.greedy_tokens);
-    for (std::size_t i = 0; i < exact.size(); ++i) tokens[i] = trajectories[i].tokens.back();
-    KVF_ASSIGN_OR_RETURN(const std::span<const float> logits, caches.greedy->Step(tokens));
-    for (std::size_t i = 0; i < exact.size(); ++i) {
-      const std::span<const float> row = Row(logits, i, vocabulary);
-      trajectories[i].tokens.push_back(LikeliestToken(row));
-      trajectories[i].logits.insert(trajectories[i].logits.end(), row.begin(), row.end());
+  std::uint32_t check = 0;
+  for (int step = 0, said = 1; step < scored() || said < options_.greedy_tokens;) {
+    const bool forced = step < scored();
+    const bool greedy = said < options_.greedy_tokens && step >= options_.probe_tokens;
+    std::vector<CacheBatch*> batches;
+    std::vector<std::int32_t> tokens;
+    if (forced) {
+      progress_(absl::StrCat(caches.name(), ", teacher-forced"), step, scored());
+      batches.push_back(caches.teacher.get());
+      tokens = TokensAt(passages, static_cast<std::size_t>(options_.prompt_tokens + step));
+    } else {
+      progress_(absl::StrCat(caches.name(), ", greedy"), said, options_.greedy_tokens);
+    }
+    if (greedy) {
+      batches.push_back(caches.greedy.get());
+      for (const Trajectory& answer : answers) tokens.push_back(answer.tokens.back());
+    }
+    KVF_ASSIGN_OR_RETURN(std::span<const float> logits, caches.store->Step(batches, tokens));
+    if (forced) {
+      const std::span<const float> rows = logits.first(passages.size() * vocabulary);
+      if (step < options_.probe_tokens) check = Crc32c(std::as_bytes(rows), check);
+      KVF_RETURN_IF_ERROR(CompareStep(step++, passages, exact, rows, records));
+      logits = logits.subspan(rows.size());
+    }
+    if (greedy) {
+      for (std::size_t i = 0; i < answers.size(); ++i) answers[i].Add(Row(logits, i, vocabulary));
+      ++said;
     }
   }
-  for (std::size_t i = 0; i < exact.size(); ++i) {
-    const std::vector<std::int32_t>& said = trajectories[i].tokens;
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    records[i].resident_bytes = caches.teacher->ResidentBytes(i);
+    records[i].resident_tokens = caches.teacher->tokens(i);
+  }
+  return check;
+}
+
+absl::Status Measure::CompareStep(int step, std::span<const Passage> passages,
+                                  std::span<const ExactPassage> exact,
+                                  std::span<const float> logits, std::span<Record> records) const {
+  const std::size_t vocabulary = device_.vocabulary();
+  const auto at = static_cast<std::size_t>(options_.prompt_tokens + step);
+  std::vector<Comparison> compared(passages.size());
+  workers_->Run(static_cast<int>(passages.size()), [&](int i) {
+    compared[i] = Compare(Row(exact[i].logits, step, vocabulary), Row(logits, i, vocabulary),
+                          passages[i].tokens[at + 1]);
+  });
+  for (std::size_t i = 0; i < passages.size(); ++i) {
+    if (!records[i].Add(compared[i])) {
+      return absl::InternalError(absl::StrCat("codec ", records[i].codec, ", passage ",
+                                              passages[i].number, ", position ", at,
+                                              ": the logits are not numbers"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Measure::ScoreAnswers(std::span<const ExactPassage> exact,
+                                   std::span<const Trajectory> answers,
+                                   std::span<Record> records) const {
+  for (std::size_t i = 0; i < answers.size(); ++i) {
+    progress_(absl::StrCat(records[i].codec, ", trajectory"), static_cast<int>(i),
+              static_cast<int>(answers.size()));
+    const std::vector<std::int32_t>& said = answers[i].tokens;
     const auto differs = std::mismatch(said.begin(), said.end(), exact[i].greedy.begin()).first;
     records[i].greedy_tokens = options_.greedy_tokens - 1;
     records[i].greedy_prefix = static_cast<int>(differs - said.begin()) - 1;
-    progress_(absl::StrCat(caches.name(), ", trajectory"), static_cast<int>(i),
-              static_cast<int>(exact.size()));
-    KVF_RETURN_IF_ERROR(ScoreTrajectory(exact[i], trajectories[i], records[i]));
+    KVF_RETURN_IF_ERROR(ScoreTrajectory(exact[i], answers[i], records[i]));
   }
   return absl::OkStatus();
 }
@@ -250,37 +305,6 @@ absl::Status Measure::ScoreTrajectory(const ExactPassage& exact, const Trajector
             .kl;
   });
   return absl::OkStatus();
-}
-
-absl::StatusOr<std::uint32_t> Measure::RunTeacherForced(std::span<const Passage> passages,
-                                                        std::span<const ExactPassage> exact,
-                                                        Caches& caches,
-                                                        std::span<Record> records) const {
-  std::vector<Comparison> compared(passages.size());
-  std::uint32_t check = 0;
-  for (int step = 0; step < scored(); ++step) {
-    progress_(absl::StrCat(caches.name(), ", teacher-forced"), step, scored());
-    const auto at = static_cast<std::size_t>(options_.prompt_tokens + step);
-    KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
-                         caches.teacher->Step(TokensAt(passages, at)));
-    if (step < options_.probe_tokens) check = Crc32c(std::as_bytes(logits), check);
-    workers_->Run(static_cast<int>(passages.size()), [&](int i) {
-      compared[i] = Compare(Row(exact[i].logits, step, device_.vocabulary()),
-                            Row(logits, i, device_.vocabulary()), passages[i].tokens[at + 1]);
-    });
-    for (std::size_t i = 0; i < passages.size(); ++i) {
-      if (!records[i].Add(compared[i])) {
-        return absl::InternalError(absl::StrCat("codec ", caches.name(), ", passage ",
-                                                passages[i].number, ", position ", at,
-                                                ": the logits are not numbers"));
-      }
-    }
-  }
-  for (std::size_t i = 0; i < records.size(); ++i) {
-    records[i].resident_bytes = caches.teacher->ResidentBytes(i);
-    records[i].resident_tokens = caches.teacher->tokens(i);
-  }
-  return check;
 }
 
 // Through one and the same code, no bit of the logits may stay what it is without loss.
@@ -333,12 +357,18 @@ absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,
   if (options_.probe_tokens > 0) {
     KVF_ASSIGN_OR_RETURN(exact_check, RunProbe(passages, *caches, records));
   }
+  std::vector<Trajectory> answers;
   if (options_.greedy_tokens > 0) {
-    KVF_RETURN_IF_ERROR(RunGreedy(exact, *caches, records));
+    for (const ExactPassage& one : exact) {
+      answers.push_back({.tokens = {one.greedy.front()}});
+      answers.back().logits.reserve(static_cast<std::size_t>(options_.greedy_tokens - 1) *
+                                    device_.vocabulary());
+    }
   }
   KVF_ASSIGN_OR_RETURN(const std::uint32_t check,
-                       RunTeacherForced(passages, exact, *caches, records));
+                       RunDecode(passages, exact, *caches, records, answers));
   KVF_RETURN_IF_ERROR(CheckNotBypassed(codec, exact_check, check));
+  KVF_RETURN_IF_ERROR(ScoreAnswers(exact, answers, records));
   KVF_RETURN_IF_ERROR(CheckBytes(*caches, records));
   const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
   for (Record& record : records) record.seconds = seconds / static_cast<double>(records.size());

@@ -65,6 +65,9 @@ class Measure {
   struct Trajectory {
     std::vector<std::int32_t> tokens;  // [greedy_tokens], the first of the exact prefill
     std::vector<float> logits;         // [greedy_tokens - 1, vocabulary], after each but the last
+
+    // row: [vocabulary] after the last token.
+    void Add(std::span<const float> row);
   };
 
   Measure(Device& device, const MeasureOptions& options, Progress progress);
@@ -76,16 +79,20 @@ class Measure {
                            Caches& caches, std::span<Record> records) const;
   absl::Status ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
                           Record& record) const;
-  // These fill the records; the first and the last give what CheckNotBypassed wants to know.
+  // These fill the records; the first two give what CheckNotBypassed wants to know.
   absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
                                          std::span<Record> records) const;
-  absl::Status RunGreedy(std::span<const ExactPassage> exact, Caches& caches,
-                         std::span<Record> records) const;
+  absl::StatusOr<std::uint32_t> RunDecode(std::span<const Passage> passages,
+                                          std::span<const ExactPassage> exact, Caches& caches,
+                                          std::span<Record> records,
+                                          std::span<Trajectory> answers) const;
+  absl::Status CompareStep(int step, std::span<const Passage> passages,
+                           std::span<const ExactPassage> exact, std::span<const float> logits,
+                           std::span<Record> records) const;
+  absl::Status ScoreAnswers(std::span<const ExactPassage> exact,
+                            std::span<const Trajectory> answers, std::span<Record> records) const;
   absl::Status ScoreTrajectory(const ExactPassage& exact, const Trajectory& trajectory,
                                Record& record) const;
-  absl::StatusOr<std::uint32_t> RunTeacherForced(std::span<const Passage> passages,
-                                                 std::span<const ExactPassage> exact,
-                                                 Caches& caches, std::span<Record> records) const;
   absl::Status CheckNotBypassed(const codec::Codec& codec, std::uint32_t exact_check,
                                 std::uint32_t check) const;
   absl::Status CheckBytes(const Caches& caches, std::span<const Record> records) const;

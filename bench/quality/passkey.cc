@@ -35,7 +35,7 @@ absl::StatusOr<std::vector<Question>> AskExact(const PasskeyInput& input,
                          PrefillPrompt(input.device.model(), passkey.prompt, codec::Raw16::kFp16,
                                        static_cast<int>(passkey.prompt.size()) + kAnswerTokens));
     KVF_ASSIGN_OR_RETURN(const std::vector<std::int32_t> answer,
-                         ContinueGreedily(*question.prompt.session, kAnswerTokens));
+                         ContinueGreedily(*question.prompt.session, passkey.prompt, kAnswerTokens));
     question.first_token = answer.front();
     KVF_ASSIGN_OR_RETURN(const bool found, NamesKey(input.tokenizer, answer, passkey.key));
     if (!found) continue;

@@ -292,7 +292,7 @@ TEST_F(QualityRunTest, ACodecIsAskedForTheKeysThatTheExactModelFinds) {
     passkey.prompt.assign(text_.tokens.begin() + 200 * i, text_.tokens.begin() + 200 * (i + 1));
     const auto prompt = PrefillPrompt(device_->model(), passkey.prompt, codec::Raw16::kFp16, 210);
     ASSERT_TRUE(prompt.ok()) << prompt.status();
-    const auto answer = ContinueGreedily(*prompt->session, 10).value();
+    const auto answer = ContinueGreedily(*prompt->session, passkey.prompt, 10).value();
     for (const std::int32_t token : answer) {
       passkey.key += tokenizer.TokenBytes(token).value();
     }

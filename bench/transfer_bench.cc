@@ -1,12 +1,13 @@
 #include <arpa/inet.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdio>
+#include <functional>
 #include <iostream>
 #include <span>
 #include <string>
@@ -17,7 +18,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "bench/chunk_stream.h"
+#include "bench/forked_peer.h"
 #include "bench/report.h"
+#include "bench/ucx_probe.h"
 #include "common/crc32c.h"
 #include "common/status_macros.h"
 #include "transport/ucx/ucx_transport.h"
@@ -25,7 +28,8 @@
 // Chunks from one process to another through transport/ucx over TCP loopback, each with its header
 // sealed and checked, its checksum computed by the sender and verified by the receiver, and
 // acknowledged; against ucx_perftest's Active Message bandwidth with the same UCX settings, message
-// size and window. Both run in turns, several times.
+// size and window, and against the same messages without a transport around them, with and without
+// such checksums: what they cost on these cores. All run in turns, several times.
 namespace kvferry::bench {
 namespace {
 
@@ -96,6 +100,26 @@ ChunkStreamOptions StreamOptions(const Arguments& arguments) {
           .check = [](std::span<const std::byte> payload) { return Crc32c(payload); }};
 }
 
+UcxProbeOptions ProbeOptions(const Arguments& arguments, bool check) {
+  UcxProbeOptions options{.settings = UcxOptions().settings,
+                          .message_bytes = arguments.chunk_bytes,
+                          .window = arguments.window};
+  if (check) options.check = [](std::span<const std::byte> payload) { return Crc32c(payload); };
+  return options;
+}
+
+std::vector<std::byte> ProbeMemory(const Arguments& arguments) {
+  return std::vector<std::byte>(arguments.chunk_bytes * arguments.window, std::byte{42});
+}
+
+// A child that receives from a probe.
+ForkedPeer ProbeReceiver(const Arguments& arguments, bool check) {
+  return ForkedPeer([=](int fd) {
+    std::vector<std::byte> memory = ProbeMemory(arguments);
+    return ReceiveProbe(fd, ProbeOptions(arguments, check), memory);
+  });
+}
+
 // Against the faster of perftest's two ways to wait: polling wins while each side has a core.
 absl::StatusOr<double> BestPerftestRound(const Arguments& arguments, const std::string& options) {
   double best = 0;
@@ -108,27 +132,51 @@ absl::StatusOr<double> BestPerftestRound(const Arguments& arguments, const std::
   return best;
 }
 
-// What perftest is started with, and the bar against it. Without -e its endpoints are not in error
-// mode PEER: UCX then writes into the receiver's memory by PUT, and nobody notices a dead peer.
+// What the transport is compared with, and the bar.
 struct Baseline {
-  std::string options, name, bar;
-  std::vector<double> gb_per_s, ratios;
+  std::string name, bar;
+  std::function<absl::StatusOr<double>()> round;  // GB/s
+  std::vector<double> gb_per_s = {}, ratios = {};
 };
 
-absl::Status Measure(const Arguments& arguments, int fd, Report& report) {
-  KVF_ASSIGN_OR_RETURN(const auto sender, ChunkSender::Create(fd, StreamOptions(arguments)));
-  KVF_RETURN_IF_ERROR(sender->Round(arguments.window * 4).status());  // connects, touches memory
+// The sockets of receivers: of the transport, of a probe, of a probe that checks.
+struct Sockets {
+  int chunks, plain, checked;
+};
+
+absl::Status Measure(const Arguments& arguments, const Sockets& sockets, Report& report) {
+  KVF_ASSIGN_OR_RETURN(const auto sender,
+                       ChunkSender::Create(sockets.chunks, StreamOptions(arguments)));
+  std::vector<std::byte> plain_memory = ProbeMemory(arguments);
+  std::vector<std::byte> checked_memory = ProbeMemory(arguments);
+  KVF_ASSIGN_OR_RETURN(
+      const auto plain,
+      UcxProbe::Create(sockets.plain, ProbeOptions(arguments, false), plain_memory));
+  KVF_ASSIGN_OR_RETURN(
+      const auto checked,
+      UcxProbe::Create(sockets.checked, ProbeOptions(arguments, true), checked_memory));
+  const int warm_up = arguments.window * 4;  // connects, touches memory
+  KVF_RETURN_IF_ERROR(sender->Round(warm_up).status());
+  KVF_RETURN_IF_ERROR(plain->Round(warm_up).status());
+  KVF_RETURN_IF_ERROR(checked->Round(warm_up).status());
+  // Without -e perftest's endpoints are not in error mode PEER: UCX then writes into the receiver's
+  // memory by PUT, and nobody notices a dead peer.
   std::vector<Baseline> baselines = {
-      {"-e", "ucx_perftest ucp_am_bw in our error mode", ">= 0.85", {}, {}},
-      {"", "ucx_perftest ucp_am_bw without error handling", "none", {}, {}}};
+      {"ucx_perftest ucp_am_bw in our error mode", ">= 0.85",
+       [&] { return BestPerftestRound(arguments, "-e"); }},
+      {"ucx_perftest ucp_am_bw without error handling", "none",
+       [&] { return BestPerftestRound(arguments, ""); }},
+      {"bare UCX Active Messages", "none", [&] { return plain->Round(arguments.chunks); }},
+      {"bare UCX Active Messages with the same checksums", "none",
+       [&] { return checked->Round(arguments.chunks); }}};
   std::vector<double> ours;
   for (int round = 0; round < arguments.rounds; ++round) {
     KVF_ASSIGN_OR_RETURN(const double transport, sender->Round(arguments.chunks));
     ours.push_back(transport);
     for (Baseline& baseline : baselines) {
-      KVF_ASSIGN_OR_RETURN(const double perftest, BestPerftestRound(arguments, baseline.options));
-      baseline.gb_per_s.push_back(perftest);
-      baseline.ratios.push_back(transport / perftest);
+      KVF_ASSIGN_OR_RETURN(const double other, baseline.round());
+      baseline.gb_per_s.push_back(other);
+      baseline.ratios.push_back(transport / other);
     }
   }
   nlohmann::json settings;
@@ -145,7 +193,7 @@ absl::Status Measure(const Arguments& arguments, int fd, Report& report) {
                      {"settings", settings},
                      {"ratio", ToJson(Summarize(baseline.ratios))},
                      {"transport_gb_per_s", ToJson(Summarize(ours))},
-                     {"perftest_gb_per_s", ToJson(Summarize(baseline.gb_per_s))}});
+                     {"baseline_gb_per_s", ToJson(Summarize(baseline.gb_per_s))}});
   }
   return report.Write(arguments.out);
 }
@@ -163,18 +211,12 @@ int Run(int argc, char** argv) {
                  "How long the transport polls before it sleeps, in microseconds.");
   CLI11_PARSE(app, argc, argv);
 
-  std::array<int, 2> sockets{};
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) return 1;
-  const pid_t child = fork();  // before there are threads
-  if (child == 0) {
-    close(sockets[0]);
-    _exit(ReceiveChunks(sockets[1], StreamOptions(arguments)));
-  }
-  close(sockets[1]);
+  // Before there are threads.
+  const ForkedPeer chunks([&](int fd) { return ReceiveChunks(fd, StreamOptions(arguments)); });
+  const ForkedPeer plain = ProbeReceiver(arguments, false);
+  const ForkedPeer checked = ProbeReceiver(arguments, true);
   Report report("transfer", argc, argv);
-  const absl::Status status = Measure(arguments, sockets[0], report);
-  close(sockets[0]);  // ends the receiver
-  waitpid(child, nullptr, 0);
+  const absl::Status status = Measure(arguments, {chunks.fd(), plain.fd(), checked.fd()}, report);
   if (!status.ok()) std::cerr << "transfer_bench: " << status.message() << '\n';
   return status.ok() ? 0 : 1;
 }

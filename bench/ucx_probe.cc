@@ -4,7 +4,9 @@
 #include <ucs/config/global_opts.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <iostream>
 #include <utility>
 #include <vector>
@@ -29,7 +31,7 @@ absl::Status Ucx(ucs_status_t status, const char* what) {
 class Side {
  public:
   Side(const UcxProbeOptions& options, std::span<std::byte> memory)
-      : options_(options), memory_(memory) {}
+      : options_(options), memory_(memory), landings_(options.window) {}
 
   absl::Status Start() {
     ucs_global_opts_set_value("MEMTYPE_CACHE", "n");
@@ -121,45 +123,63 @@ class Side {
     params.memh = region_;
   }
 
+  // A place in memory and what comes there.
+  struct Landing {
+    Side* side = nullptr;
+    std::span<std::byte> payload;
+    std::uint32_t check = 0;
+  };
+
+  std::uint32_t CheckOf(std::span<const std::byte> payload) const {
+    return options_.check && !payload.empty() ? options_.check(payload) : 0;
+  }
+
   absl::Status Post(unsigned id, std::span<const std::byte> payload) {
+    const std::uint32_t check = CheckOf(payload);
     ucp_request_param_t params{};
     params.op_attr_mask =
         UCP_OP_ATTR_FIELD_FLAGS | UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
-    params.flags = payload.empty() ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV;
+    params.flags = (payload.empty() ? UCP_AM_SEND_FLAG_EAGER : UCP_AM_SEND_FLAG_RNDV) |
+                   UCP_AM_SEND_FLAG_COPY_HEADER;
     params.cb.send = [](void* request, ucs_status_t, void* self) {
       --static_cast<Side*>(self)->posted_;
       ucp_request_free(request);
     };
     params.user_data = this;
     if (!payload.empty()) UseRegion(params);
-    const ucs_status_ptr_t request =
-        ucp_am_send_nbx(endpoint_, id, nullptr, 0, payload.data(), payload.size(), &params);
+    const ucs_status_ptr_t request = ucp_am_send_nbx(endpoint_, id, &check, sizeof(check),
+                                                     payload.data(), payload.size(), &params);
     if (UCS_PTR_IS_ERR(request)) return Ucx(UCS_PTR_STATUS(request), "send");
     if (request != nullptr) ++posted_;
     return absl::OkStatus();
   }
 
-  static ucs_status_t OnData(void* arg, const void*, size_t, void* data, size_t bytes,
-                             const ucp_am_recv_param_t*) {
+  static ucs_status_t OnData(void* arg, const void* header, size_t header_bytes, void* data,
+                             size_t bytes, const ucp_am_recv_param_t*) {
     auto& self = *static_cast<Side*>(arg);
+    const std::size_t slot = self.landed_++ % self.landings_.size();
+    Landing& landing = self.landings_[slot];
+    landing = {&self, self.memory_.subspan(slot * self.options_.message_bytes, bytes)};
+    std::memcpy(&landing.check, header, std::min(header_bytes, sizeof(landing.check)));
     ucp_request_param_t params{};
     params.op_attr_mask =
         UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FLAG_NO_IMM_CMPL;
     params.cb.recv_am = &Side::OnReceived;
-    params.user_data = arg;
+    params.user_data = &landing;
     self.UseRegion(params);
-    const std::size_t slot = self.landed_++ % self.options_.window;
-    const ucs_status_ptr_t request = ucp_am_recv_data_nbx(
-        self.worker_, data, self.memory_.data() + slot * self.options_.message_bytes, bytes,
-        &params);
+    const ucs_status_ptr_t request =
+        ucp_am_recv_data_nbx(self.worker_, data, landing.payload.data(), bytes, &params);
     if (!UCS_PTR_IS_ERR(request)) return UCS_INPROGRESS;
     self.failure_ = Ucx(UCS_PTR_STATUS(request), "receive");
     return UCS_OK;
   }
   static void OnReceived(void* request, ucs_status_t status, size_t, void* arg) {
-    auto& self = *static_cast<Side*>(arg);
+    const auto& landing = *static_cast<const Landing*>(arg);
+    Side& self = *landing.side;
     ucp_request_free(request);
     self.failure_.Update(Ucx(status, "receive"));
+    if (self.CheckOf(landing.payload) != landing.check)
+      self.failure_.Update(absl::DataLossError("probe: a message has another checksum"));
     self.failure_.Update(self.Post(kAnswer, {}));
     ++self.received_;
   }
@@ -176,6 +196,7 @@ class Side {
   ucp_ep_h endpoint_ = nullptr;
   ucp_mem_h region_ = nullptr;
   absl::Status failure_;
+  std::vector<Landing> landings_;  // one for each message of a window
   std::size_t landed_ = 0;
   int received_ = 0, answered_ = 0, posted_ = 0;
 };

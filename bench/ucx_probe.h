@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -8,15 +10,17 @@
 
 #include "absl/status/statusor.h"
 
-// UCX Active Messages between two processes and nothing else: no headers of ours, no checksums, no
-// threads; each message is answered by an empty one. Both sides poll. In error mode PEER, as
-// transport/ucx.
+// UCX Active Messages between two processes and nothing else: no headers of ours, no threads, no
+// checksums but on request; each message is answered by an empty one. Both sides poll. In error
+// mode PEER, as transport/ucx.
 namespace kvferry::bench {
 
 struct UcxProbeOptions {
   std::map<std::string, std::string> settings;  // without the UCX_ prefix
   std::size_t message_bytes = 0;
   int window = 0;
+  // The checksum that the sender sends along and the receiver compares; empty: none.
+  std::function<std::uint32_t(std::span<const std::byte>)> check = {};
 };
 
 // The receiving process: `memory` has room for `window` messages. Until the other end of the socket

@@ -27,34 +27,35 @@ inline void PutRow(const std::uint32_t* codes, int head_dim, const Coupling& cou
   }
 }
 
-// A group has a known size: its centroid is copied by an instruction or two, not by a call.
-template <std::size_t kChannels>
-inline void GetRowOf(const std::byte* row, int head_dim, const Coupling& coupling,
-                     const float* by_code, float* out) {
-  const std::size_t book = kChannels * coupling.centroids();
-  const std::uint32_t mask = (1u << coupling.bits) - 1;
-  std::uint32_t pending = 0;
-  int bits = 0;
-  for (int channel = 0; channel < head_dim; channel += static_cast<int>(kChannels)) {
-    for (; bits < coupling.bits; bits += 8) pending |= static_cast<std::uint32_t>(*row++) << bits;
-    std::memcpy(out + channel, by_code + (pending & mask) * kChannels, kChannels * sizeof(float));
-    pending >>= coupling.bits;
-    bits -= coupling.bits;
-    by_code += book;
+// Sizes are known: a centroid is copied by an instruction or two, not by a call, and codes that end
+// with a byte are taken out of it together, so that no code waits for the one before it while their
+// centroids come from a cache further away.
+template <int kChannels, int kBits>
+inline void GetRowOf(const std::byte* row, int head_dim, const float* by_code, float* out) {
+  constexpr int kCodes = kBits % 8 == 0 ? 1 : kBits % 4 == 0 ? 2 : 4, kBytes = kCodes * kBits / 8;
+  static_assert(kCodes * kBits % 8 == 0 && kBytes <= 8);
+  constexpr std::size_t kBook = std::size_t{kChannels} << kBits;
+  constexpr std::uint64_t kMask = (std::uint64_t{1} << kBits) - 1;
+  for (int channel = 0; channel < head_dim; channel += kCodes * kChannels, row += kBytes) {
+    std::uint64_t codes = 0;
+    for (int i = 0; i < kBytes; ++i) codes |= static_cast<std::uint64_t>(row[i]) << (8 * i);
+    for (int i = 0; i < kCodes; ++i, by_code += kBook) {
+      std::memcpy(out + channel + i * kChannels,
+                  by_code + (codes >> (i * kBits) & kMask) * kChannels, kChannels * sizeof(float));
+    }
   }
 }
 
-// The centroids of a row's codes. by_code: of its side. out: [head_dim].
+// The centroids of a row's codes. coupling: one that IsCoupling. by_code: of its side. out:
+// [head_dim].
 inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
                    const float* by_code, float* out) {
-  switch (coupling.channels) {
-    case 2:
-      return GetRowOf<2>(row, head_dim, coupling, by_code, out);
-    case 4:
-      return GetRowOf<4>(row, head_dim, coupling, by_code, out);
-    default:
-      return GetRowOf<8>(row, head_dim, coupling, by_code, out);
-  }
+  if (coupling.channels == 2 && coupling.bits == 4)
+    return GetRowOf<2, 4>(row, head_dim, by_code, out);
+  if (coupling.channels == 2) return GetRowOf<2, 8>(row, head_dim, by_code, out);
+  if (coupling.channels == 4) return GetRowOf<4, 8>(row, head_dim, by_code, out);
+  if (coupling.bits == 8) return GetRowOf<8, 8>(row, head_dim, by_code, out);
+  return GetRowOf<8, 10>(row, head_dim, by_code, out);
 }
 
 // The angles of a block's tokens. Every operation is rounded on its own (docs/format.md).

@@ -152,7 +152,7 @@ struct FloatSource {
   }
 };
 
-// (low, high) turned by the angle, or by its opposite.
+// (low, high) turned by the angle, or by its opposite; `to` may be `from`.
 template <bool kForward>
 HWY_INLINE void Turn(const float* cos, const float* sin, int half, const float* from, float* to) {
   const DF df;
@@ -182,11 +182,10 @@ void AttendCoupledBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const 
   // Kept per thread, because one call follows another with the same sizes.
   static thread_local std::vector<float> memory;
   const std::size_t values = std::size_t{kBlockTokens} * d;
-  memory.resize(2 * values + static_cast<std::size_t>(group.heads + 1) * d);
+  memory.resize(2 * values + static_cast<std::size_t>(group.heads) * d);
   float* k = memory.data();
   float* v = k + values;
-  float* key = v + values;
-  float* q = key + d;
+  float* q = v + values;
   const QueryGroup turned = {q, group.heads, d};
   for (std::size_t n = 0; n < blocks.count; ++n) {
     const std::byte* block = blocks.pages[n] + blocks.head_offset;
@@ -198,10 +197,14 @@ void AttendCoupledBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const 
     }
     for (int token = 0; token < kBlockTokens; ++token) {
       const auto row = static_cast<std::ptrdiff_t>(token);
-      GetRow(block + at.k_codes + row * at.row_bytes, d, spec.coupling, k_book, key);
-      Turn<true>(rotation.token_cos() + row * (d / 2), rotation.token_sin() + row * (d / 2), d / 2,
-                 key, k + row * d);
+      GetRow(block + at.k_codes + row * at.row_bytes, d, spec.coupling, k_book, k + row * d);
       GetRow(block + at.v_codes + row * at.row_bytes, d, spec.coupling, v_book, v + row * d);
+    }
+    // Not at once: vectors would wait for the centroids that have just been stored.
+    for (int token = 0; token < kBlockTokens; ++token) {
+      const auto row = static_cast<std::ptrdiff_t>(token);
+      Turn<true>(rotation.token_cos() + row * (d / 2), rotation.token_sin() + row * (d / 2), d / 2,
+                 k + row * d, k + row * d);
     }
     AttendAllHeads(FloatSource{k}, FloatSource{v}, d, kBlockTokens, nullptr, nullptr, turned,
                    state);

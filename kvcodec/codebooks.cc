@@ -117,7 +117,6 @@ absl::StatusOr<std::shared_ptr<const Codebooks>> Codebooks::Create(
   }
   std::shared_ptr<Codebooks> books(new Codebooks(shape, frequencies, std::move(record)));
   books->centroids_.assign(centroids.begin(), centroids.end());
-  books->by_code_.resize(centroids.size());
   books->by_channel_.resize(centroids.size());
   const int channels = shape.coupling.channels, count = shape.coupling.centroids();
   for (std::size_t i = 0; i < centroids.size(); ++i) {
@@ -126,9 +125,8 @@ absl::StatusOr<std::shared_ptr<const Codebooks>> Codebooks::Create(
           absl::StrCat("codebooks: centroid value ", i, " is NaN or infinite"));
     }
     const std::size_t group = i / channels / count, code = i / channels % count;
-    const float value = FloatFromHalf(centroids[i]);
-    books->by_code_[i] = value;
-    books->by_channel_[(group * channels + i % channels) * count + code] = value;
+    books->by_channel_[(group * channels + i % channels) * count + code] =
+        FloatFromHalf(centroids[i]);
   }
   books->hash_ = HashOf(shape, frequencies, centroids);
   return books;
@@ -149,7 +147,7 @@ SideCodebook Codebooks::Side(int layer, int kv_head, bool is_v) const {
   const std::size_t side =
       (static_cast<std::size_t>(layer) * shape_.kv_heads + kv_head) * 2 + (is_v ? 1 : 0);
   const std::size_t begin = side * shape_.side_values();
-  return {by_code_.data() + begin, by_channel_.data() + begin};
+  return {centroids_.data() + begin, by_channel_.data() + begin};
 }
 
 absl::Status Codebooks::Save(const std::string& path) const {

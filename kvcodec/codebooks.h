@@ -50,10 +50,13 @@ struct CodebookShape {
   bool operator==(const CodebookShape&) const = default;
 };
 
-// The centroids of one side of one head in fp32, in the two orders in which they are read.
+// The centroids of one side of one head, in the two orders in which they are read.
 struct SideCodebook {
-  const float* by_code = nullptr;     // [group][code][channel of the group]: to look one up
-  const float* by_channel = nullptr;  // [group][channel of the group][code]: to find the nearest
+  // fp16, [group][code][channel of the group]: to look one up. What attention reads at random
+  // should fit into a cache near to the core.
+  const std::uint16_t* by_code = nullptr;
+  // fp32, [group][channel of the group][code]: to find the nearest.
+  const float* by_channel = nullptr;
 };
 
 // Turns the keys of a block back to what they were before RoPE, where their channels are coupled,
@@ -111,7 +114,7 @@ class Codebooks {
   std::string record_;
   std::uint64_t hash_ = 0;
   std::vector<std::uint16_t> centroids_;
-  std::vector<float> by_code_, by_channel_;
+  std::vector<float> by_channel_;
 };
 
 // Those that a process has read, by hash: what a codec named by a peer is completed from.

@@ -201,9 +201,10 @@ at::Tensor NearestCentroids(const at::Tensor& x, const codec::Codebooks& books, 
                                   .transpose(0, 1)
                                   .contiguous();
     const at::Tensor centroids =
-        at::from_blob(const_cast<float*>(books.Side(layer, head, is_v).by_code),
-                      {shape.groups(), shape.coupling.centroids(), shape.coupling.channels})
-            .to(x.device());
+        at::from_blob(const_cast<std::uint16_t*>(books.Side(layer, head, is_v).by_code),
+                      {shape.groups(), shape.coupling.centroids(), shape.coupling.channels},
+                      at::kHalf)
+            .to(x.device(), at::kFloat);
     const at::Tensor codes = at::cdist(groups, centroids).argmin(2);
     const at::Tensor values =
         at::gather(centroids, 1, codes.unsqueeze(2).expand({-1, -1, shape.coupling.channels}));

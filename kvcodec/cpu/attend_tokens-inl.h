@@ -55,10 +55,10 @@ HWY_INLINE void ScoreTokens(const Source& k, std::int64_t stride, int tokens, co
   }
 }
 
-// o[h] = o[h] * decay[h] + sum over t of p[h][t] * v[t]
-template <int kHeads, class Source>
-HWY_INLINE void AddValues(const Source& v, std::int64_t stride, int tokens, const Scores& p,
-                          const float* decay, int d, float* o) {
+// o[h] = o[h] * decay[h] + sum over t of p[h][t] * v[t]. value: of a token, channels from one on.
+template <int kHeads, class Value>
+HWY_INLINE void AddValues(const Value& value, int tokens, const Scores& p, const float* decay,
+                          int d, float* o) {
   const DF df;
   constexpr int kColumns = 2;
   for (int c = 0; c < d; c += kColumns * kLanesF) {
@@ -70,9 +70,9 @@ HWY_INLINE void AddValues(const Source& v, std::int64_t stride, int tokens, cons
     }
     for (int token = 0; token < tokens; ++token) {
       for (int i = 0; i < kColumns; ++i) {
-        const VF value = v.Load(df, token * stride + c + i * kLanesF);
+        const VF v = value(token, c + i * kLanesF);
         for (int h = 0; h < kHeads; ++h) {
-          sum[i][h] = hn::MulAdd(value, hn::Set(df, p.at[h][token]), sum[i][h]);
+          sum[i][h] = hn::MulAdd(v, hn::Set(df, p.at[h][token]), sum[i][h]);
         }
       }
     }
@@ -106,31 +106,38 @@ void AttendTokens(const Source& k, const Source& v, std::int64_t stride, int tok
       for (int h = 0; h < kHeads; ++h) scores.at[h][token] *= scale;
     }
   }
-  AddValues<kHeads>(v, stride, tokens, scores, decay, d, state.o + head * d);
+  const auto value = [&](int token, int channel)
+                         HWY_ATTR { return v.Load(DF(), token * stride + channel); };
+  AddValues<kHeads>(value, tokens, scores, decay, d, state.o + head * d);
+}
+
+// Calls attend(batch, head) for batches of query heads, the size of each known when compiled.
+template <class Attend>
+HWY_INLINE void ForBatches(int heads, const Attend& attend) {
+  for (int head = 0; head < heads; head += kMaxBatch) {
+    switch (std::min(kMaxBatch, heads - head)) {
+      case 1:
+        attend(std::integral_constant<int, 1>(), head);
+        break;
+      case 2:
+        attend(std::integral_constant<int, 2>(), head);
+        break;
+      case 3:
+        attend(std::integral_constant<int, 3>(), head);
+        break;
+      default:
+        attend(std::integral_constant<int, 4>(), head);
+    }
+  }
 }
 
 template <class Source>
 void AttendAllHeads(const Source& k, const Source& v, std::int64_t stride, int tokens,
                     const std::byte* k_scale, const std::byte* v_scale, const QueryGroup& group,
                     const SoftmaxState& state) {
-  for (int head = 0; head < group.heads; head += kMaxBatch) {
-    const auto attend = [&]<int kHeads>(std::integral_constant<int, kHeads>) HWY_ATTR {
-      AttendTokens<kHeads>(k, v, stride, tokens, k_scale, v_scale, group, head, state);
-    };
-    switch (std::min(kMaxBatch, group.heads - head)) {
-      case 1:
-        attend(std::integral_constant<int, 1>());
-        break;
-      case 2:
-        attend(std::integral_constant<int, 2>());
-        break;
-      case 3:
-        attend(std::integral_constant<int, 3>());
-        break;
-      default:
-        attend(std::integral_constant<int, 4>());
-    }
-  }
+  ForBatches(group.heads, [&]<int kHeads>(std::integral_constant<int, kHeads>, int head) HWY_ATTR {
+    AttendTokens<kHeads>(k, v, stride, tokens, k_scale, v_scale, group, head, state);
+  });
 }
 
 }  // namespace kvferry::codec::cpu::HWY_NAMESPACE

@@ -1,12 +1,15 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 
 #include "kvcodec/codebooks.h"
 #include "kvcodec/codec.h"
+#include "kvcodec/half.h"
 
 // What both CPU ways through coupled blocks share: a token's row of codes, and the rotation of its
 // keys.
@@ -27,35 +30,47 @@ inline void PutRow(const std::uint32_t* codes, int head_dim, const Coupling& cou
   }
 }
 
-// Sizes are known: a centroid is copied by an instruction or two, not by a call, and codes that end
-// with a byte are taken out of it together, so that no code waits for the one before it while their
-// centroids come from a cache further away.
-template <int kChannels, int kBits>
-inline void GetRowOf(const std::byte* row, int head_dim, const float* by_code, float* out) {
-  constexpr int kCodes = kBits % 8 == 0 ? 1 : kBits % 4 == 0 ? 2 : 4, kBytes = kCodes * kBits / 8;
-  static_assert(kCodes * kBits % 8 == 0 && kBytes <= 8);
-  constexpr std::size_t kBook = std::size_t{kChannels} << kBits;
-  constexpr std::uint64_t kMask = (std::uint64_t{1} << kBits) - 1;
-  for (int channel = 0; channel < head_dim; channel += kCodes * kChannels, row += kBytes) {
-    std::uint64_t codes = 0;
-    for (int i = 0; i < kBytes; ++i) codes |= static_cast<std::uint64_t>(row[i]) << (8 * i);
-    for (int i = 0; i < kCodes; ++i, by_code += kBook) {
-      std::memcpy(out + channel + i * kChannels,
-                  by_code + (codes >> (i * kBits) & kMask) * kChannels, kChannels * sizeof(float));
-    }
+// kCodes codes of a row, from that of a group on, a multiple of kCodes. What is above them is not
+// zero.
+template <int kBits, int kCodes = 1>
+inline std::uint64_t CodesFrom(const std::byte* row, std::size_t group) {
+  constexpr int kMostOffset = 8 - std::gcd(kCodes * kBits, 8);  // in the first byte
+  constexpr unsigned kBytes = (kCodes * kBits + kMostOffset + 7) / 8;
+  constexpr unsigned kAtOnce = std::bit_floor(kBytes);  // by one instruction
+  static_assert(kBytes <= 8);
+  const std::size_t bit = group * kBits;
+  std::uint64_t codes = 0;
+  std::memcpy(&codes, row + bit / 8, kAtOnce);
+  for (unsigned i = kAtOnce; i < kBytes; ++i) {
+    codes |= static_cast<std::uint64_t>(row[bit / 8 + i]) << (8 * i);
   }
+  return kMostOffset == 0 ? codes : codes >> (bit % 8);
 }
 
-// The centroids of a row's codes. coupling: one that IsCoupling. by_code: of its side. out:
+template <int kChannels, int kBits>
+struct CouplingOf {};
+
+// Calls use(CouplingOf) with the sizes of a coupling that IsCoupling, known when compiled.
+template <class Use>
+inline void WithCoupling(const Coupling& coupling, const Use& use) {
+  if (coupling.channels == 2 && coupling.bits == 4) return use(CouplingOf<2, 4>());
+  if (coupling.channels == 2) return use(CouplingOf<2, 8>());
+  if (coupling.channels == 4) return use(CouplingOf<4, 8>());
+  if (coupling.bits == 8) return use(CouplingOf<8, 8>());
+  return use(CouplingOf<8, 10>());
+}
+
+// The centroids of a row's codes. coupling: one that IsCoupling. by_code: fp16, of its side. out:
 // [head_dim].
 inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
-                   const float* by_code, float* out) {
-  if (coupling.channels == 2 && coupling.bits == 4)
-    return GetRowOf<2, 4>(row, head_dim, by_code, out);
-  if (coupling.channels == 2) return GetRowOf<2, 8>(row, head_dim, by_code, out);
-  if (coupling.channels == 4) return GetRowOf<4, 8>(row, head_dim, by_code, out);
-  if (coupling.bits == 8) return GetRowOf<8, 8>(row, head_dim, by_code, out);
-  return GetRowOf<8, 10>(row, head_dim, by_code, out);
+                   const std::uint16_t* by_code, float* out) {
+  WithCoupling(coupling, [&]<int kChannels, int kBits>(CouplingOf<kChannels, kBits>) {
+    for (std::size_t group = 0; group < static_cast<std::size_t>(head_dim) / kChannels; ++group) {
+      const std::size_t code = CodesFrom<kBits>(row, group) & ((std::size_t{1} << kBits) - 1);
+      const std::uint16_t* const centroid = by_code + ((group << kBits) + code) * kChannels;
+      for (int i = 0; i < kChannels; ++i) *out++ = FloatFromHalf(centroid[i]);
+    }
+  });
 }
 
 // The angles of a block's tokens. Every operation is rounded on its own (docs/format.md).

@@ -143,72 +143,131 @@ bool QuantizeCoupled(const HeadRows& rows, const BlockSpec& spec, std::byte* blo
   }
 }
 
-struct FloatSource {
-  const float* values;
+// Rows of codes as the centroids that they stand for. by_code: of their side.
+template <int kChannels, int kBits>
+struct CoupledRows {
+  const std::byte* rows;
+  std::ptrdiff_t row_bytes;
+  const std::uint16_t* by_code;  // fp16
 
+  // Channels of a token, from a multiple of D's lanes on, in fp32. Put together in registers: a
+  // vector that is loaded where its centroids have just been stored waits for them.
   template <class D>
-  HWY_INLINE hn::VFromD<D> Load(D df, std::int64_t index) const {
-    return hn::LoadU(df, values + index);
+  HWY_INLINE hn::VFromD<D> Load(D df, int token, std::size_t channel) const {
+    constexpr int kCodes = std::max<int>(1, hn::MaxLanes(D()) / kChannels);
+    const std::size_t group = channel / kChannels;
+    const hn::Rebind<std::uint16_t, D> d16;
+    const auto halves = Centroids<0>(d16, CodesFrom<kBits, kCodes>(rows + token * row_bytes, group),
+                                     by_code + (group << kBits) * kChannels + channel % kChannels);
+    return hn::PromoteTo(df, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+  }
+
+ private:
+  // From channel kFirst of `codes` on; their books follow each other from `book` on.
+  template <int kFirst, class D>
+  HWY_INLINE hn::VFromD<D> Centroids(D d16, std::uint64_t codes, const std::uint16_t* book) const {
+    constexpr int kLanes = hn::MaxLanes(D());
+    if constexpr (kLanes <= kChannels) {
+      constexpr std::uint64_t kGroup = kFirst / kChannels, kMask = (std::uint64_t{1} << kBits) - 1;
+      const std::uint64_t code = codes >> (kGroup * kBits) & kMask;
+      return hn::LoadU(d16, book + ((kGroup << kBits) + code) * kChannels);
+    } else {
+      const hn::Half<D> half;
+      return hn::Combine(d16, Centroids<kFirst + kLanes / 2>(half, codes, book),
+                         Centroids<kFirst>(half, codes, book));
+    }
   }
 };
 
-// (low, high) turned by the angle, or by its opposite; `to` may be `from`.
-template <bool kForward>
-HWY_INLINE void Turn(const float* cos, const float* sin, int half, const float* from, float* to) {
+// (low, high) turned back by the angle: what a query is when keys turn by less.
+HWY_INLINE void TurnBack(const float* cos, const float* sin, int half, const float* from,
+                         float* to) {
   const DF df;
   for (int i = 0; i < half; i += kLanesF) {
     const VF low = hn::LoadU(df, from + i), high = hn::LoadU(df, from + half + i);
     const VF c = hn::LoadU(df, cos + i), s = hn::LoadU(df, sin + i);
-    if constexpr (kForward) {
-      hn::StoreU(hn::NegMulAdd(high, s, hn::Mul(low, c)), df, to + i);
-      hn::StoreU(hn::MulAdd(low, s, hn::Mul(high, c)), df, to + half + i);
-    } else {
-      hn::StoreU(hn::MulAdd(high, s, hn::Mul(low, c)), df, to + i);
-      hn::StoreU(hn::NegMulAdd(low, s, hn::Mul(high, c)), df, to + half + i);
+    hn::StoreU(hn::MulAdd(high, s, hn::Mul(low, c)), df, to + i);
+    hn::StoreU(hn::NegMulAdd(low, s, hn::Mul(high, c)), df, to + half + i);
+  }
+}
+
+// scores[h][t] = q[h] . k[t] of a block, its keys turned by their place in it. All tokens for some
+// channels, then for the next ones: the centroids of few channels stay next to the core.
+template <int kHeads, class Rows>
+HWY_INLINE void ScoreCoupled(const Rows& k, const KeyRotation& rotation, const float* q, int d,
+                             Scores& scores) {
+  const DF df;
+  const int half = d / 2;
+  HWY_ALIGN float sums[kBlockTokens][kHeads][kLanesF];
+  for (int i = 0; i < half; i += kLanesF) {
+    VF q_low[kHeads], q_high[kHeads];
+    for (int h = 0; h < kHeads; ++h) {
+      q_low[h] = hn::LoadU(df, q + h * d + i);
+      q_high[h] = hn::LoadU(df, q + h * d + half + i);
+    }
+    const float *cos = rotation.token_cos() + i, *sin = rotation.token_sin() + i;
+    for (int token = 0; token < kBlockTokens; ++token, cos += half, sin += half) {
+      const VF low = k.Load(df, token, i), high = k.Load(df, token, half + i);
+      const VF c = hn::LoadU(df, cos), s = hn::LoadU(df, sin);
+      const VF turned_low = hn::NegMulAdd(high, s, hn::Mul(low, c));
+      const VF turned_high = hn::MulAdd(low, s, hn::Mul(high, c));
+      for (int h = 0; h < kHeads; ++h) {
+        float* const sum = sums[token][h];
+        const VF before = i == 0 ? hn::Zero(df) : hn::Load(df, sum);
+        hn::Store(hn::MulAdd(turned_high, q_high[h], hn::MulAdd(turned_low, q_low[h], before)), df,
+                  sum);
+      }
+    }
+  }
+  for (int token = 0; token < kBlockTokens; ++token) {
+    for (int h = 0; h < kHeads; ++h) {
+      scores.at[h][token] = hn::GetLane(hn::SumOfLanes(df, hn::Load(df, sums[token][h])));
     }
   }
 }
 
 // A score is the same if the query turns back by the place of the block, and the keys forward by
 // their own place in it.
-void AttendCoupledBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
-                         const SoftmaxState& state) {
+template <int kChannels, int kBits>
+void AttendCoupling(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                    const SoftmaxState& state) {
   const int d = spec.head_dim;
-  const format::CoupledLayout at =
-      format::CoupledBlock(d, spec.coupling.channels, spec.coupling.bits);
+  const format::CoupledLayout at = format::CoupledBlock(d, kChannels, kBits);
   const KeyRotation& rotation = spec.codebooks->rotation();
-  const float* k_book = spec.codebooks->Side(spec.layer, blocks.place.kv_head, false).by_code;
-  const float* v_book = spec.codebooks->Side(spec.layer, blocks.place.kv_head, true).by_code;
-  // Kept per thread, because one call follows another with the same sizes.
-  static thread_local std::vector<float> memory;
-  const std::size_t values = std::size_t{kBlockTokens} * d;
-  memory.resize(2 * values + static_cast<std::size_t>(group.heads) * d);
-  float* k = memory.data();
-  float* v = k + values;
-  float* q = v + values;
-  const QueryGroup turned = {q, group.heads, d};
+  const std::uint16_t* k_book =
+      spec.codebooks->Side(spec.layer, blocks.place.kv_head, false).by_code;
+  const std::uint16_t* v_book =
+      spec.codebooks->Side(spec.layer, blocks.place.kv_head, true).by_code;
   for (std::size_t n = 0; n < blocks.count; ++n) {
     const std::byte* block = blocks.pages[n] + blocks.head_offset;
+    const CoupledRows<kChannels, kBits> k = {block + at.k_codes, at.row_bytes, k_book};
+    const CoupledRows<kChannels, kBits> v = {block + at.v_codes, at.row_bytes, v_book};
     const BlockTurns turns(rotation,
                            blocks.place.token + static_cast<std::int64_t>(n) * kBlockTokens);
-    for (int head = 0; head < group.heads; ++head) {
-      const auto row = static_cast<std::ptrdiff_t>(head) * d;
-      Turn<false>(turns.cos(), turns.sin(), d / 2, group.q + row, q + row);
-    }
-    for (int token = 0; token < kBlockTokens; ++token) {
-      const auto row = static_cast<std::ptrdiff_t>(token);
-      GetRow(block + at.k_codes + row * at.row_bytes, d, spec.coupling, k_book, k + row * d);
-      GetRow(block + at.v_codes + row * at.row_bytes, d, spec.coupling, v_book, v + row * d);
-    }
-    // Not at once: vectors would wait for the centroids that have just been stored.
-    for (int token = 0; token < kBlockTokens; ++token) {
-      const auto row = static_cast<std::ptrdiff_t>(token);
-      Turn<true>(rotation.token_cos() + row * (d / 2), rotation.token_sin() + row * (d / 2), d / 2,
-                 k + row * d, k + row * d);
-    }
-    AttendAllHeads(FloatSource{k}, FloatSource{v}, d, kBlockTokens, nullptr, nullptr, turned,
-                   state);
+    ForBatches(group.heads, [&]<int kHeads>(std::integral_constant<int, kHeads>,
+                                            int head) HWY_ATTR {
+      Scores scores;
+      float decay[kHeads];
+      HWY_ALIGN float q[kHeads * 2 * kMostHalf];
+      for (int h = 0; h < kHeads; ++h) {
+        TurnBack(turns.cos(), turns.sin(), d / 2, group.q + (head + h) * d, q + h * d);
+      }
+      ScoreCoupled<kHeads>(k, rotation, q, d, scores);
+      for (int h = 0; h < kHeads; ++h) {
+        decay[h] = SoftmaxStep(scores.at[h], kBlockTokens, state.m[head + h], state.l[head + h]);
+      }
+      const auto value = [&](int token, int channel)
+                             HWY_ATTR { return v.Load(DF(), token, channel); };
+      AddValues<kHeads>(value, kBlockTokens, scores, decay, d, state.o + head * d);
+    });
   }
+}
+
+void AttendCoupledBlocks(const HeadBlocks& blocks, const BlockSpec& spec, const QueryGroup& group,
+                         const SoftmaxState& state) {
+  WithCoupling(spec.coupling, [&]<int kChannels, int kBits>(CouplingOf<kChannels, kBits>) {
+    AttendCoupling<kChannels, kBits>(blocks, spec, group, state);
+  });
 }
 
 #endif

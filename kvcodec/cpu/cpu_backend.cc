@@ -53,12 +53,13 @@ struct WorkItem {
   bool with_sinks = false, with_window = false;
 };
 
-// Work items in the order in which their results are merged.
+// Work items in the order in which their results are merged. Head by head: the sequences read the
+// same codebooks, if any.
 std::vector<WorkItem> SplitWork(const AttentionArgs& args) {
   std::vector<WorkItem> items;
-  for (int sequence = 0; sequence < static_cast<int>(args.sequences.size()); ++sequence) {
-    const std::size_t blocks = args.sequences[sequence].pages.size();
-    for (int kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+  for (int kv_head = 0; kv_head < args.kv_heads; ++kv_head) {
+    for (int sequence = 0; sequence < static_cast<int>(args.sequences.size()); ++sequence) {
+      const std::size_t blocks = args.sequences[sequence].pages.size();
       std::size_t begin = 0;
       do {
         const std::size_t end = std::min(blocks, begin + kItemBlocks);

@@ -10,13 +10,13 @@ namespace kvferry::codec::cpu {
 namespace {
 
 // Of two equally near the lower, and 0 where all are infinitely far.
-std::uint32_t NearestCentroid(const float* x, const float* by_code, const Coupling& coupling) {
+std::uint32_t NearestCentroid(const float* x, const float* by_channel, const Coupling& coupling) {
   float least = 0;
   std::uint32_t nearest = 0;
   for (int code = 0; code < coupling.centroids(); ++code) {
     float distance = 0;
     for (int i = 0; i < coupling.channels; ++i) {
-      const float step = x[i] - by_code[code * coupling.channels + i];
+      const float step = x[i] - by_channel[i * coupling.centroids() + code];
       distance += step * step;
     }
     if (code == 0 || distance < least) {
@@ -43,7 +43,7 @@ struct CoupledBlock {
   void QuantizeSide(const Side& side, bool is_v, std::byte* block) const {
     const Coupling& coupling = spec.coupling;
     const BlockTurns turns(spec.codebooks->rotation(), place.token);
-    const float* by_code = book(is_v).by_code;
+    const float* by_channel = book(is_v).by_channel;
     std::vector<float> x(spec.head_dim);
     std::vector<std::uint32_t> codes(spec.head_dim / coupling.channels);
     for (int token = 0; token < kBlockTokens; ++token) {
@@ -51,9 +51,9 @@ struct CoupledBlock {
         x[channel] = side.at(token, channel);
       if (!is_v) turns.Back(token, x.data());
       for (std::size_t group = 0; group < codes.size(); ++group) {
-        codes[group] =
-            NearestCentroid(x.data() + group * coupling.channels,
-                            by_code + group * coupling.channels * coupling.centroids(), coupling);
+        codes[group] = NearestCentroid(
+            x.data() + group * coupling.channels,
+            by_channel + group * coupling.channels * coupling.centroids(), coupling);
       }
       PutRow(codes.data(), spec.head_dim, coupling, block + row_at(is_v, token));
     }

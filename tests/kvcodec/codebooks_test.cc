@@ -161,7 +161,7 @@ TEST_P(CoupledTest, EveryGroupHasItsNearestCentroid) {
           }
           if (!is_v) TurnBack(*books, 708 + token, x);
           if (!is_v) TurnBack(*books, 708 + token, got);
-          const float* by_code = books->Side(2, head, is_v).by_code;
+          const std::uint16_t* by_code = books->Side(2, head, is_v).by_code;
           for (int group = 0; group < 64 / coupling.channels; ++group) {
             double least = INFINITY, mine = 0;
             for (int code = 0; code < coupling.centroids(); ++code) {
@@ -169,7 +169,9 @@ TEST_P(CoupledTest, EveryGroupHasItsNearestCentroid) {
               for (int i = 0; i < coupling.channels; ++i) {
                 const int c = group * coupling.channels + i;
                 const double step =
-                    x[c] - by_code[(group * coupling.centroids() + code) * coupling.channels + i];
+                    x[c] -
+                    FloatFromHalf(
+                        by_code[(group * coupling.centroids() + code) * coupling.channels + i]);
                 distance += step * step;
               }
               least = std::min(least, distance);

@@ -48,10 +48,9 @@ absl::StatusOr<Logits> Run(const Options& options, const codec::Codec& codec,
       DeviceStore::Create(
           codec, cache::RowsNeeded(options.prompt_tokens, options.decode_tokens + 1, codec.window),
           1, device));
-  KVF_ASSIGN_OR_RETURN(ShippedPrompt shipped,
-                       ShipPrompt(prompt.layers, options.decode_tokens + 1, *store));
   CacheBatch batch(*store);
-  batch.Add(std::move(shipped.cache));
+  const Recipient to = {batch, options.decode_tokens + 1};
+  KVF_RETURN_IF_ERROR(ShipPrompt(prompt.layers, std::span(&to, 1)).status());
   Logits all;
   for (int i = 0; i < options.decode_tokens; ++i) {
     KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,

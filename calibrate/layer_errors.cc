@@ -245,9 +245,8 @@ absl::StatusOr<std::vector<std::vector<LayerErrors>>> MeasureErrors(
       bench::DeviceStore::Create(raw, rows, static_cast<int>(passages.size()), device));
   bench::CacheBatch batch(*store);
   for (const ExactPassage& passage : passages) {
-    KVF_ASSIGN_OR_RETURN(bench::ShippedPrompt shipped,
-                         bench::ShipPrompt(passage.prompt.layers, options.decode_tokens, *store));
-    batch.Add(std::move(shipped.cache));
+    const bench::Recipient to = {batch, options.decode_tokens};
+    KVF_RETURN_IF_ERROR(bench::ShipPrompt(passage.prompt.layers, std::span(&to, 1)).status());
   }
   ErrorProbe probe(device, batch, std::move(specs));
   std::vector<float> logits(passages.size() * static_cast<std::size_t>(config.vocabulary));

@@ -95,10 +95,8 @@ absl::StatusOr<std::unique_ptr<PassageKl::Cache>> PassageKl::MakeCache(
                                          codec, rows, static_cast<int>(passages_.size()), device_));
   cache->batch = std::make_unique<bench::CacheBatch>(*cache->store);
   for (const ExactPassage& passage : passages_) {
-    KVF_ASSIGN_OR_RETURN(
-        bench::ShippedPrompt shipped,
-        bench::ShipPrompt(passage.prompt.layers, options_.decode_tokens, *cache->store));
-    cache->batch->Add(std::move(shipped.cache));
+    const bench::Recipient to = {*cache->batch, options_.decode_tokens};
+    KVF_RETURN_IF_ERROR(bench::ShipPrompt(passage.prompt.layers, std::span(&to, 1)).status());
   }
   return cache;
 }

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "common/crc32c.h"
+
 namespace kvferry::bench {
 
 void AttentionProbe::Compare(int layer, std::span<const float> exact,
@@ -14,6 +16,10 @@ void AttentionProbe::Compare(int layer, std::span<const float> exact,
       squares.exact += value * value;
     }
   }
+}
+
+void AttentionProbe::AddToCheck(std::span<const float> logits) {
+  check_ = Crc32c(std::as_bytes(logits), check_);
 }
 
 std::vector<double> AttentionProbe::Errors(std::size_t sequence) const {

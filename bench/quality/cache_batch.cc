@@ -51,17 +51,6 @@ absl::StatusOr<std::span<const float>> DeviceStore::Step(std::span<CacheBatch* c
   return logits;
 }
 
-absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
-                                         DeviceStore& store) {
-  ShippedPrompt shipped;
-  KVF_ASSIGN_OR_RETURN(shipped.cache, store.cache().Reserve(layers.front().tokens, max_new_tokens));
-  KVF_RETURN_IF_ERROR(store.device().WaitForPrefill());
-  KVF_ASSIGN_OR_RETURN(shipped.wire_bytes,
-                       HandOff(layers, store.device().quantizer(), store.cache(),
-                               store.device().slot(), std::span(&shipped.cache, 1)));
-  return shipped;
-}
-
 absl::StatusOr<std::span<const float>> CacheBatch::Step(std::span<const std::int32_t> tokens) {
   CacheBatch* const alone = this;
   return store_.Step(std::span(&alone, 1), tokens);
@@ -110,6 +99,22 @@ std::size_t CacheBatch::ResidentBytes(std::size_t sequence) const {
              codec::Raw16Bytes(raw_tokens, geometry.kv_heads, geometry.head_dim);
   }
   return bytes;
+}
+
+absl::StatusOr<std::size_t> ShipPrompt(std::span<const codec::KvView> layers,
+                                       std::span<const Recipient> to) {
+  DeviceStore& store = to.front().batch.store();
+  std::vector<std::unique_ptr<decode::StoredSequence>> caches(to.size());
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    KVF_ASSIGN_OR_RETURN(caches[i],
+                         store.cache().Reserve(layers.front().tokens, to[i].max_new_tokens));
+  }
+  KVF_RETURN_IF_ERROR(store.device().WaitForPrefill());
+  KVF_ASSIGN_OR_RETURN(
+      const std::size_t wire_bytes,
+      HandOff(layers, store.device().quantizer(), store.cache(), store.device().slot(), caches));
+  for (std::size_t i = 0; i < to.size(); ++i) to[i].batch.Add(std::move(caches[i]));
+  return wire_bytes;
 }
 
 }  // namespace kvferry::bench

@@ -44,17 +44,6 @@ class DeviceStore {
   std::unique_ptr<decode::StepRunner> runner_;  // from the first step on
 };
 
-// A prompt's cache in a store, as a hand-off leaves it.
-struct ShippedPrompt {
-  std::unique_ptr<decode::StoredSequence> cache;  // published
-  std::size_t wire_bytes = 0;                     // of the payloads that were encoded and adopted
-};
-
-// Hands a prompt off without a network: laid out and encoded as prefill does, checked and adopted
-// as decode does. layers: K and V of every layer on the store's device, of its 16-bit type.
-absl::StatusOr<ShippedPrompt> ShipPrompt(std::span<const codec::KvView> layers, int max_new_tokens,
-                                         DeviceStore& store);
-
 // Sequences of one store that step together as decode_node's engine has them: append, attend on the
 // compressed cache, flush a full window. All are added before the first step. Thread: one at a
 // time.
@@ -85,5 +74,17 @@ class CacheBatch {
   DeviceStore& store_;
   std::vector<std::unique_ptr<decode::StoredSequence>> caches_;
 };
+
+// A batch that gets a prompt's cache, and how many tokens follow there.
+struct Recipient {
+  CacheBatch& batch;
+  int max_new_tokens = 0;
+};
+
+// Hands a prompt off without a network: laid out and encoded as prefill does, once for all, checked
+// and adopted as decode does. layers: K and V of every layer on the store's device, of its 16-bit
+// type. to: at least one, all of the same store. Returns the bytes of the payloads that each got.
+absl::StatusOr<std::size_t> ShipPrompt(std::span<const codec::KvView> layers,
+                                       std::span<const Recipient> to);
 
 }  // namespace kvferry::bench

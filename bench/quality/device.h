@@ -45,9 +45,12 @@ class Device {
   // `store` is in such a memory and outlives the result.
   virtual absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(
       const decode::CacheStore& store, int max_sequences) = 0;
-  // Both batches outlive the probe, hold the same prompts and have the same 16-bit type.
-  virtual absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch& exact,
-                                                                    CacheBatch& lossy) = 0;
+  // Both batches hold the same prompts and have the same 16-bit type. What the exact one does is
+  // written down in `trace`, if the device can, and shown from there if there is no exact one. All
+  // three outlive the probe.
+  virtual absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch* exact,
+                                                                    CacheBatch& lossy,
+                                                                    ProbeTrace& trace) = 0;
 
   codec::CacheGeometry geometry() const {
     const model::ModelConfig& config = model().config();

@@ -15,29 +15,48 @@ namespace {
 // Room for any layer's 16-bit tokens.
 constexpr std::size_t kSlotBytes = std::size_t{64} << 20;
 
-class HostProbe final : public AttentionProbe, private model::DecodeAttention {
- public:
-  HostProbe(const HostDevice& device, CacheBatch& exact, CacheBatch& lossy)
+// Of a batch in host memory that is compared with an exact one.
+class HostProbe : public AttentionProbe {
+ protected:
+  HostProbe(const HostDevice& device, CacheBatch& lossy)
       : AttentionProbe(
-            exact.size(), device.geometry().layers,
+            lossy.size(), device.geometry().layers,
             static_cast<std::size_t>(device.model().config().q_heads) * device.geometry().head_dim),
-        device_(device),
-        exact_(exact),
         lossy_(lossy),
-        lossy_out_(exact.size() * width()),
-        logits_(exact.size() * device.vocabulary()),
+        lossy_out_(lossy.size() * width()),
         attention_(device) {}
 
-  absl::StatusOr<std::span<const float>> Step(std::span<const std::int32_t> tokens,
-                                              bool compare) override {
+  absl::Status CompareLayer(int layer, const float* q, std::span<const float> exact) {
+    KVF_RETURN_IF_ERROR(attention_.Attend(lossy_, layer, q, lossy_out_.data()));
+    Compare(layer, exact, lossy_out_);
+    return absl::OkStatus();
+  }
+
+  CacheBatch& lossy_;
+  std::vector<float> lossy_out_;
+  HostAttention attention_;
+};
+
+class ExactProbe final : public HostProbe, private model::DecodeAttention {
+ public:
+  ExactProbe(const HostDevice& device, CacheBatch& exact, CacheBatch& lossy, ProbeTrace& trace)
+      : HostProbe(device, lossy),
+        device_(device),
+        exact_(exact),
+        trace_(trace),
+        logits_(exact.size() * device.vocabulary()) {}
+
+  absl::Status Step(std::span<const std::int32_t> tokens, bool compare) override {
     compare_ = compare;
+    trace_.steps.emplace_back().layers.resize(static_cast<std::size_t>(device_.geometry().layers));
     const std::vector<std::int32_t> positions = exact_.Positions();
     for (decode::StoredSequence* cache : exact_.caches()) cache->Append();
     for (decode::StoredSequence* cache : lossy_.caches()) cache->Append();
     KVF_RETURN_IF_ERROR(device_.model().DecodeStep(tokens, positions, *this, logits_));
+    AddToCheck(logits_);
+    trace_.steps.back().check = check();
     KVF_RETURN_IF_ERROR(exact_.Flush());
-    KVF_RETURN_IF_ERROR(lossy_.Flush());
-    return logits_;
+    return lossy_.Flush();
   }
 
  private:
@@ -48,18 +67,46 @@ class HostProbe final : public AttentionProbe, private model::DecodeAttention {
     attention_.Put(lossy_, layer, k, v);
     attention_.Put(exact_, layer, k, v);
     KVF_RETURN_IF_ERROR(attention_.Attend(exact_, layer, q, out));
+    const std::size_t values = exact_.size() *
+                               static_cast<std::size_t>(device_.geometry().kv_heads) *
+                               static_cast<std::size_t>(device_.geometry().head_dim);
+    ProbeTrace::Layer& seen = trace_.steps.back().layers[static_cast<std::size_t>(layer)];
+    seen.k.assign(k, k + values);
+    seen.v.assign(v, v + values);
     if (!compare_) return absl::OkStatus();
-    KVF_RETURN_IF_ERROR(attention_.Attend(lossy_, layer, q, lossy_out_.data()));
-    Compare(layer, std::span(out, lossy_out_.size()), lossy_out_);
-    return absl::OkStatus();
+    seen.q.assign(q, q + lossy_out_.size());
+    seen.out.assign(out, out + lossy_out_.size());
+    return CompareLayer(layer, q, seen.out);
   }
 
   const HostDevice& device_;
   CacheBatch& exact_;
-  CacheBatch& lossy_;
+  ProbeTrace& trace_;
   bool compare_ = false;
-  std::vector<float> lossy_out_, logits_;
-  HostAttention attention_;
+  std::vector<float> logits_;
+};
+
+// Shows what an ExactProbe has written down.
+class ReplayedProbe final : public HostProbe {
+ public:
+  ReplayedProbe(const HostDevice& device, CacheBatch& lossy, const ProbeTrace& trace)
+      : HostProbe(device, lossy), trace_(trace) {}
+
+  absl::Status Step(std::span<const std::int32_t>, bool compare) override {
+    const ProbeTrace::Step& step = trace_.steps[next_++];
+    for (decode::StoredSequence* cache : lossy_.caches()) cache->Append();
+    for (int layer = 0; layer < static_cast<int>(step.layers.size()); ++layer) {
+      const ProbeTrace::Layer& seen = step.layers[static_cast<std::size_t>(layer)];
+      attention_.Put(lossy_, layer, seen.k.data(), seen.v.data());
+      if (compare) KVF_RETURN_IF_ERROR(CompareLayer(layer, seen.q.data(), seen.out));
+    }
+    set_check(step.check);
+    return lossy_.Flush();
+  }
+
+ private:
+  const ProbeTrace& trace_;
+  std::size_t next_ = 0;
 };
 
 }  // namespace
@@ -93,9 +140,11 @@ absl::StatusOr<std::unique_ptr<decode::StepRunner>> HostDevice::MakeRunner(
   return std::make_unique<decode::HostStepRunner>(*model_, store, *backend_);
 }
 
-absl::StatusOr<std::unique_ptr<AttentionProbe>> HostDevice::MakeProbe(CacheBatch& exact,
-                                                                      CacheBatch& lossy) {
-  return std::make_unique<HostProbe>(*this, exact, lossy);
+absl::StatusOr<std::unique_ptr<AttentionProbe>> HostDevice::MakeProbe(CacheBatch* exact,
+                                                                      CacheBatch& lossy,
+                                                                      ProbeTrace& trace) {
+  if (exact == nullptr) return std::make_unique<ReplayedProbe>(*this, lossy, trace);
+  return std::make_unique<ExactProbe>(*this, *exact, lossy, trace);
 }
 
 }  // namespace kvferry::bench

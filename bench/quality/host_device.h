@@ -27,8 +27,8 @@ class HostDevice final : public Device {
   absl::StatusOr<std::unique_ptr<decode::CacheMemory>> MakeMemory(int max_sequences) override;
   absl::StatusOr<std::unique_ptr<decode::StepRunner>> MakeRunner(const decode::CacheStore& store,
                                                                  int max_sequences) override;
-  absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch& exact,
-                                                            CacheBatch& lossy) override;
+  absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch* exact, CacheBatch& lossy,
+                                                            ProbeTrace& trace) override;
 
  private:
   HostDevice(std::unique_ptr<model::Model> model, std::unique_ptr<codec::Backend> backend,

@@ -36,6 +36,11 @@ absl::StatusOr<codec::Codec> ExactCodec(const codec::Codec& codec) {
   return exact;
 }
 
+std::string TraceKey(const codec::Codec& codec) {
+  return absl::StrCat(static_cast<int>(codec.raw_type), ",", codec.window.sinks, ",",
+                      codec.window.recent);
+}
+
 std::vector<std::int32_t> TokensAt(std::span<const Passage> passages, std::size_t index) {
   std::vector<std::int32_t> tokens;
   for (const Passage& passage : passages) tokens.push_back(passage.tokens[index]);
@@ -45,6 +50,7 @@ std::vector<std::int32_t> TokensAt(std::span<const Passage> passages, std::size_
 }  // namespace
 
 // The probe looks at both stores with the same queries, the other two run on the lossy one alone.
+// Without an exact store a trace takes its place.
 struct Measure::Caches {
   const std::string& name() const { return store->cache().codec().name; }
 
@@ -125,7 +131,8 @@ absl::StatusOr<ExactPassage> Measure::RunExact(const Passage& passage) const {
 }
 
 absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec::Codec& codec,
-                                                                     std::size_t passages) const {
+                                                                     std::size_t passages,
+                                                                     bool with_exact) const {
   const auto make_store = [&](const codec::Codec& of, std::uint64_t rows, std::size_t sequences) {
     return DeviceStore::Create(of, rows, static_cast<int>(sequences), device_);
   };
@@ -136,10 +143,12 @@ absl::StatusOr<std::unique_ptr<Measure::Caches>> Measure::MakeCaches(const codec
   std::uint64_t all_rows = rows(options_.decode_tokens);
   if (options_.probe_tokens > 0) {
     const std::uint64_t probe_rows = rows(options_.probe_tokens + 1);
-    KVF_ASSIGN_OR_RETURN(const codec::Codec exact, ExactCodec(codec));
-    KVF_ASSIGN_OR_RETURN(caches->exact_store, make_store(exact, probe_rows, passages));
-    caches->exact_probe = std::make_unique<CacheBatch>(*caches->exact_store);
     all_rows += probe_rows;
+    if (with_exact) {
+      KVF_ASSIGN_OR_RETURN(const codec::Codec exact, ExactCodec(codec));
+      KVF_ASSIGN_OR_RETURN(caches->exact_store, make_store(exact, probe_rows, passages));
+      caches->exact_probe = std::make_unique<CacheBatch>(*caches->exact_store);
+    }
   }
   const bool greedy = options_.greedy_tokens > 0;
   if (greedy) all_rows += rows(options_.greedy_tokens);
@@ -174,37 +183,31 @@ absl::Status Measure::ShipPrompts(std::span<const Passage> passages,
 
 absl::Status Measure::ShipPrompt(std::span<const codec::KvView> layers, Caches& caches,
                                  Record& record) const {
-  const auto ship = [&](int new_tokens, DeviceStore& store, CacheBatch& batch) {
-    absl::StatusOr<ShippedPrompt> shipped = bench::ShipPrompt(layers, new_tokens, store);
-    if (!shipped.ok()) return shipped.status();
-    record.wire_bytes = shipped->wire_bytes;
-    batch.Add(std::move(shipped->cache));
-    return absl::OkStatus();
-  };
+  std::vector<Recipient> to = {{*caches.teacher, options_.decode_tokens}};
+  if (options_.greedy_tokens > 0) to.push_back({*caches.greedy, options_.greedy_tokens});
   if (options_.probe_tokens > 0) {
-    KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.exact_store, *caches.exact_probe));
-    KVF_RETURN_IF_ERROR(ship(options_.probe_tokens + 1, *caches.store, *caches.probe));
+    to.push_back({*caches.probe, options_.probe_tokens + 1});
   }
-  if (options_.greedy_tokens > 0) {
-    KVF_RETURN_IF_ERROR(ship(options_.greedy_tokens, *caches.store, *caches.greedy));
+  if (caches.exact_probe != nullptr) {
+    const Recipient exact = {*caches.exact_probe, options_.probe_tokens + 1};
+    KVF_RETURN_IF_ERROR(bench::ShipPrompt(layers, std::span(&exact, 1)).status());
   }
-  return ship(options_.decode_tokens, *caches.store, *caches.teacher);
+  KVF_ASSIGN_OR_RETURN(record.wire_bytes, bench::ShipPrompt(layers, to));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::uint32_t> Measure::RunProbe(std::span<const Passage> passages, Caches& caches,
+                                                ProbeTrace& trace,
                                                 std::span<Record> records) const {
   KVF_ASSIGN_OR_RETURN(const std::unique_ptr<AttentionProbe> probe,
-                       device_.MakeProbe(*caches.exact_probe, *caches.probe));
-  std::uint32_t check = 0;
+                       device_.MakeProbe(caches.exact_probe.get(), *caches.probe, trace));
   for (int step = 0; step < options_.probe_tokens; ++step) {
     progress_(absl::StrCat(caches.name(), ", attention"), step, options_.probe_tokens);
     const auto tokens = TokensAt(passages, static_cast<std::size_t>(options_.prompt_tokens + step));
-    KVF_ASSIGN_OR_RETURN(const std::span<const float> logits,
-                         probe->Step(tokens, step % kProbeStride == 0));
-    check = Crc32c(std::as_bytes(logits), check);
+    KVF_RETURN_IF_ERROR(probe->Step(tokens, step % kProbeStride == 0));
   }
   for (std::size_t i = 0; i < records.size(); ++i) records[i].attention_error = probe->Errors(i);
-  return check;
+  return probe->check();
 }
 
 // Teacher-forced steps and those of the greedy answers, together: the weights are read once for
@@ -342,7 +345,8 @@ absl::Status Measure::CheckBytes(const Caches& caches, std::span<const Record> r
 
 absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,
                                                       std::span<const Passage> passages,
-                                                      std::span<const ExactPassage> exact) const {
+                                                      std::span<const ExactPassage> exact,
+                                                      ProbeTraces& traces) const {
   const absl::Time start = absl::Now();
   std::vector<Record> records(passages.size());
   for (std::size_t i = 0; i < passages.size(); ++i) {
@@ -351,11 +355,15 @@ absl::StatusOr<std::vector<Record>> Measure::RunCodec(const codec::Codec& codec,
     records[i].codec_hash = HashText(codec);
   }
   KVF_RETURN_IF_ERROR(Supports(device_, codec));
-  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches, MakeCaches(codec, passages.size()));
+  ProbeTrace& trace = traces[TraceKey(codec)];
+  const bool traced = std::ssize(trace.steps) == options_.probe_tokens;
+  if (!traced) trace = {};
+  KVF_ASSIGN_OR_RETURN(const std::unique_ptr<Caches> caches,
+                       MakeCaches(codec, passages.size(), !traced));
   KVF_RETURN_IF_ERROR(ShipPrompts(passages, exact, *caches, records));
   std::uint32_t exact_check = 0;
   if (options_.probe_tokens > 0) {
-    KVF_ASSIGN_OR_RETURN(exact_check, RunProbe(passages, *caches, records));
+    KVF_ASSIGN_OR_RETURN(exact_check, RunProbe(passages, *caches, trace, records));
   }
   std::vector<Trajectory> answers;
   if (options_.greedy_tokens > 0) {

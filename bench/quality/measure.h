@@ -2,13 +2,16 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "bench/quality/attention_probe.h"
 #include "bench/quality/compare.h"
 #include "bench/quality/device.h"
 #include "bench/quality/passages.h"
@@ -33,6 +36,10 @@ struct ExactPassage {
   Record record;                     // its likelihoods
 };
 
+// What the exact caches of some passages did in a probe, by 16-bit type and window: the same for
+// all codecs with these.
+using ProbeTraces = std::map<std::string, ProbeTrace>;
+
 // Measures codecs on passages through the path that serves them: exact prefill, hand-off, pool,
 // windows, flushes and decode attention of the nodes. Thread: one at a time.
 class Measure {
@@ -51,13 +58,15 @@ class Measure {
 
   absl::StatusOr<ExactPassage> RunExact(const Passage& passage) const;
 
-  // All passages step together, so that weights are read once. exact: of the same passages.
+  // All passages step together, so that weights are read once. exact: of the same passages, as
+  // traces, which are used and added to.
   // kUnimplemented: the device does not have the codec. kFailedPrecondition: the codec was
   // bypassed, nothing that was lossy has been read. kInternal: bytes in the buffers are not those
   // of the formula.
   absl::StatusOr<std::vector<Record>> RunCodec(const codec::Codec& codec,
                                                std::span<const Passage> passages,
-                                               std::span<const ExactPassage> exact) const;
+                                               std::span<const ExactPassage> exact,
+                                               ProbeTraces& traces) const;
 
  private:
   struct Caches;  // of one codec: stores and batches
@@ -72,8 +81,9 @@ class Measure {
 
   Measure(Device& device, const MeasureOptions& options, Progress progress);
 
+  // with_exact: also what a probe compares with.
   absl::StatusOr<std::unique_ptr<Caches>> MakeCaches(const codec::Codec& codec,
-                                                     std::size_t passages) const;
+                                                     std::size_t passages, bool with_exact) const;
   // Ships each prompt into all caches; the wire bytes go to the records.
   absl::Status ShipPrompts(std::span<const Passage> passages, std::span<const ExactPassage> exact,
                            Caches& caches, std::span<Record> records) const;
@@ -81,7 +91,7 @@ class Measure {
                           Record& record) const;
   // These fill the records; the first two give what CheckNotBypassed wants to know.
   absl::StatusOr<std::uint32_t> RunProbe(std::span<const Passage> passages, Caches& caches,
-                                         std::span<Record> records) const;
+                                         ProbeTrace& trace, std::span<Record> records) const;
   absl::StatusOr<std::uint32_t> RunDecode(std::span<const Passage> passages,
                                           std::span<const ExactPassage> exact, Caches& caches,
                                           std::span<Record> records,

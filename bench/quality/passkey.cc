@@ -55,9 +55,8 @@ absl::Status ShipQuestion(const PasskeyInput& input, const Question& question, D
                                               static_cast<int>(question.passkey->prompt.size())));
     layers = &other.layers;
   }
-  KVF_ASSIGN_OR_RETURN(ShippedPrompt shipped, ShipPrompt(*layers, kAnswerTokens, store));
-  batch.Add(std::move(shipped.cache));
-  return absl::OkStatus();
+  const Recipient to = {batch, kAnswerTokens};
+  return ShipPrompt(*layers, std::span(&to, 1)).status();
 }
 
 absl::Status AskCodec(const PasskeyInput& input, const codec::Codec& codec,

@@ -53,8 +53,10 @@ absl::Status MeasureGroup(const Measure& measure, std::span<const codec::Codec> 
     KVF_ASSIGN_OR_RETURN(exact.emplace_back(), measure.RunExact(passage));
     KVF_RETURN_IF_ERROR(state.Append(exact.back().record));
   }
+  ProbeTraces traces;
   for (const codec::Codec& codec : missing) {
-    KVF_ASSIGN_OR_RETURN(const std::vector<Record> records, measure.RunCodec(codec, group, exact));
+    KVF_ASSIGN_OR_RETURN(const std::vector<Record> records,
+                         measure.RunCodec(codec, group, exact, traces));
     for (const Record& record : records) KVF_RETURN_IF_ERROR(state.Append(record));
   }
   return absl::OkStatus();

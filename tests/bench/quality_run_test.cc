@@ -139,9 +139,9 @@ class NarrowDevice final : public Device {
                                                                  int sequences) override {
     return whole_.MakeRunner(store, sequences);
   }
-  absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch& exact,
-                                                            CacheBatch& lossy) override {
-    return whole_.MakeProbe(exact, lossy);
+  absl::StatusOr<std::unique_ptr<AttentionProbe>> MakeProbe(CacheBatch* exact, CacheBatch& lossy,
+                                                            ProbeTrace& trace) override {
+    return whole_.MakeProbe(exact, lossy, trace);
   }
 
  private:
@@ -206,7 +206,8 @@ TEST_F(QualityRunTest, ARunThatWasStoppedGoesOnAndEndsTheSame) {
   EXPECT_TRUE(seen_.empty()) << "nothing was left to measure";
   for (std::size_t i = 0; i < rows.size(); ++i) EXPECT_EQ(ToJson(again->rows[i]), rows[i]);
 
-  // Stopped within the last record: only the last group's last codec is measured again.
+  // Stopped within the last record: only the last group's last codec is measured again. Its probe
+  // runs the exact model now, where it was shown what kivi-4's had written down.
   std::filesystem::resize_file(options_.state, std::filesystem::file_size(options_.state) - 10);
   const auto resumed = Run("kivi-4,kivi-2");
   ASSERT_TRUE(resumed.ok()) << resumed.status();

@@ -220,9 +220,11 @@ TEST_F(SimulationTest, GivesWhatThePathThatServesGives) {
     for (const double kl : record.kl) sum += kl;
     return sum / static_cast<double>(record.kl.size());
   };
+  ProbeTraces traces;
   for (const char* name : {"kivi-2", "kivi-4", "kivi-2:recent=64,sinks=1", "nqkv-nf4", "lm2"}) {
     const codec::Codec codec = codec::FindCodec(name).value();
-    const auto real = measure->RunCodec(codec, std::span(&passage, 1), std::span(&exact, 1));
+    const auto real =
+        measure->RunCodec(codec, std::span(&passage, 1), std::span(&exact, 1), traces);
     ASSERT_TRUE(real.ok()) << real.status();
     const auto simulated = (*simulation)->Run({.name = name, .production = codec}, passage, exact);
     ASSERT_TRUE(simulated.ok()) << simulated.status();
@@ -254,7 +256,8 @@ TEST_F(SimulationTest, BitsAreThoseOfTheBuffers) {
   const Passage passage = SpreadPassages(text_.tokens, 450, 1)->front();
   const ExactPassage exact = measure.RunExact(passage).value();
   const codec::Codec codec = codec::FindCodec("kivi-4").value();
-  const auto real = measure.RunCodec(codec, std::span(&passage, 1), std::span(&exact, 1));
+  ProbeTraces traces;
+  const auto real = measure.RunCodec(codec, std::span(&passage, 1), std::span(&exact, 1), traces);
   ASSERT_TRUE(real.ok()) << real.status();
   const Record& record = real->front();
   const double bits =

@@ -75,10 +75,11 @@ TEST_F(PassageKlTest, SaysWhatTheQualityBenchSays) {
                                             Find("kivi-4-g64:layer.1=2/8")};
   const std::vector<double> ours = Kl(codecs);
   ASSERT_EQ(ours.size(), codecs.size());
+  bench::ProbeTraces traces;
   for (const std::size_t i : {0, 2}) {
     double kl = 0;
     std::size_t positions = 0;
-    const auto records = measure->RunCodec(codecs[i], passages_, exact);
+    const auto records = measure->RunCodec(codecs[i], passages_, exact, traces);
     ASSERT_TRUE(records.ok()) << records.status();
     for (const bench::Record& record : *records) {
       for (const double one : record.kl) kl += one;

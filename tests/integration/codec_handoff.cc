@@ -227,11 +227,10 @@ absl::StatusOr<CodecHandoff::CpuPath> CodecHandoff::Follow(const codec::Codec& c
       const std::unique_ptr<bench::DeviceStore> store,
       bench::DeviceStore::Create(codec, cache::RowsNeeded(prompt_tokens(), tokens, codec.window), 1,
                                  *cpu_));
-  KVF_ASSIGN_OR_RETURN(bench::ShippedPrompt shipped,
-                       bench::ShipPrompt(prompt->layers, tokens, *store));
-  CpuPath path{.wire_bytes = shipped.wire_bytes};
   bench::CacheBatch batch(*store);
-  batch.Add(std::move(shipped.cache));
+  const bench::Recipient to = {batch, tokens};
+  CpuPath path;
+  KVF_ASSIGN_OR_RETURN(path.wire_bytes, bench::ShipPrompt(prompt->layers, std::span(&to, 1)));
   std::span<const float> logits = prompt->session->logits();
   for (const std::int32_t token : answer) {
     KVF_ASSIGN_OR_RETURN(path.leads.emplace_back(), LeadOver(token, logits));

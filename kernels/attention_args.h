@@ -26,6 +26,7 @@ struct AttentionArgs {
   float scale_log2;  // scale * log2(e)
   bool bf16;
   bool pages_settled;  // AttentionLayer's; launched as a programmatic dependent then
+  bool clustered;      // AttentionShape's; launched in clusters of kClusterBlocks then
 };
 
 // One way to run a variant.

@@ -14,16 +14,23 @@ constexpr int kWaves = 3;  // pieces per slot where there are more heads than sl
 constexpr int kLongPiece = 20, kTail = 2;
 
 int RowGroups(const AttentionShape& shape) { return (shape.query_rows + kColumns - 1) / kColumns; }
+// Of all sequences, each once for every row group.
+int Heads(int sequences, const AttentionShape& shape) {
+  return sequences * shape.kv_heads * RowGroups(shape);
+}
 int Tiles(const AttentionLength& length) {
   return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
 }
 double Cost(const AttentionLength& length, const AttentionShape& shape) {
   return length.blocks + static_cast<double>(shape.tile_cost) * Tiles(length);
 }
-// Pieces of one head when none is longer than `most`; none of them is empty.
+// The most pieces of one head that are not empty.
+int MostPieces(const AttentionLength& length) { return std::max(1, length.blocks + Tiles(length)); }
+// Pieces of one head when none is longer than `most`; none of them is empty. Or those of a cluster.
 int Pieces(const AttentionLength& length, const AttentionShape& shape, double most) {
+  if (shape.clustered) return kClusterBlocks;
   const int wanted = static_cast<int>(std::ceil(Cost(length, shape) / most));
-  return std::clamp(wanted, 1, std::max(1, length.blocks + Tiles(length)));
+  return std::clamp(wanted, 1, MostPieces(length));
 }
 
 // The least cost of the longest piece with which all pieces fit into `slots`; every warp of a
@@ -53,20 +60,21 @@ double LongestPiece(std::span<const AttentionLength> lengths, const AttentionSha
 void AppendPieces(const AttentionLength& length, const AttentionShape& shape, int count, int tail,
                   AttentionPiece piece, AttentionPlan& plan) {
   const int tiles = Tiles(length), blocks = length.blocks - tail * count;
-  const double share = (Cost(length, shape) - tail * count) / count;
-  int without_tiles = count - std::min(count, tiles);  // of the pieces to come: each needs a block
+  const int full = std::min(count, MostPieces(length));  // those after them are empty
+  const double share = (Cost(length, shape) - tail * count) / full;
+  int without_tiles = full - std::min(full, tiles);  // of the pieces to come: each needs a block
   piece.first_partial = static_cast<int>(plan.pieces.size());
   piece.partials = tail > 0 ? 2 * count : count;
-  piece.counter = plan.counters++;
+  if (!shape.clustered) piece.counter = plan.counters++;
   int block = 0, tile = 0;
   for (int i = 1; i <= count; ++i) {
-    const int tile_end = static_cast<int>(std::int64_t{tiles} * i / count);
+    const int tile_end = static_cast<int>(std::int64_t{tiles} * std::min(i, full) / full);
     const int least = tile_end == tile ? 1 : 0;
     without_tiles -= least;
     const double wanted = share * i - static_cast<double>(shape.tile_cost) * tile_end;
-    const int block_end = i == count ? blocks
-                                     : std::clamp(static_cast<int>(std::lround(wanted)),
-                                                  block + least, blocks - without_tiles);
+    const int block_end = i >= full ? blocks
+                                    : std::clamp(static_cast<int>(std::lround(wanted)),
+                                                 block + least, blocks - without_tiles);
     piece.page_begin = length.page_begin + block;
     piece.blocks = block_end - block;
     piece.tile_begin = tile;
@@ -123,10 +131,11 @@ AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const Atte
 }
 
 int MaxCounters(int sequences, const AttentionShape& shape) {
-  return sequences * shape.kv_heads * RowGroups(shape);
+  return shape.clustered ? 0 : Heads(sequences, shape);
 }
 int MaxPieces(int sequences, const AttentionShape& shape) {
-  const int heads = MaxCounters(sequences, shape);
+  const int heads = Heads(sequences, shape);
+  if (shape.clustered) return std::min(heads * kClusterBlocks, shape.slots);
   if (heads <= shape.slots) return shape.has_tails ? 2 * shape.slots : shape.slots;
   return heads + (kWaves - 1) * shape.slots;
 }

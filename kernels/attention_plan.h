@@ -10,6 +10,7 @@ inline constexpr int kTileTokens = 16;     // of one mma.sync: the unit of 16-bi
 inline constexpr int kColumns = 8;         // query rows that share one reading of a KV head
 inline constexpr int kMaxQueryGroup = 16;  // query heads per KV head
 inline constexpr int kMaxQueryTokens = 4;  // per sequence and step
+inline constexpr int kClusterBlocks = 8;   // thread blocks of a cluster (sm_90)
 
 // The work of one thread block: a range of blocks and of 16-bit tiles of one sequence and KV head,
 // for up to kColumns query rows. A row is a query token and a head that reads this KV head:
@@ -18,7 +19,7 @@ struct AttentionPiece {
   std::int32_t sequence;
   std::int32_t kv_head;
   std::int32_t row_begin;
-  std::int32_t rows;        // 0: nothing to do
+  std::int32_t rows;        // 0: nothing to do, nor for others of its cluster
   std::int32_t page_begin;  // in the page table: its first block's
   std::int32_t blocks;      // compressed blocks
   std::int32_t tile_begin;  // 16-bit tiles, sinks and window counted as one list
@@ -26,7 +27,7 @@ struct AttentionPiece {
   std::int32_t partial;        // where the partial result goes
   std::int32_t first_partial;  // of the pieces with the same sequence and rows
   std::int32_t partials;       // how many these are; 1: the result is written at once
-  std::int32_t counter;        // counts them
+  std::int32_t counter;        // counts them; of none in clusters
 };
 static_assert(sizeof(AttentionPiece) == 48);
 
@@ -46,6 +47,10 @@ struct AttentionShape {
   // Whether what is left of long pieces may be cut finer: several thread blocks of a
   // multiprocessor cover what another one's start and end take.
   bool has_tails = false;
+  // Whether thread blocks run in clusters, which merge among themselves, through each other's
+  // shared memory: each head is then kClusterBlocks pieces, one after the other, the last of them
+  // empty where there is too little for all. No tails, and slots for a cluster of each head.
+  bool clustered = false;
 };
 
 struct AttentionPlan {

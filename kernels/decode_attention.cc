@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numbers>
 #include <optional>
@@ -62,6 +63,13 @@ struct Placed {
   AttentionShape shape;
 };
 
+cudaLaunchAttribute ClusterDimension() {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kClusterBlocks, 1, 1};
+  return attribute;
+}
+
 // So few heads, each in so many pieces, that merging partial results would take the time.
 constexpr int kManyPieces = 12;
 // Blocks that each warp of a large thread block walks over from which on it reads faster than small
@@ -70,15 +78,17 @@ constexpr int kLongWalk = 24;
 
 class CudaDecodeAttention : public DecodeAttention {
  public:
-  CudaDecodeAttention(const AttentionConfig& config, const Placed& small, const Placed& large)
-      : config_(config), small_(small), large_(large) {}
+  CudaDecodeAttention(const AttentionConfig& config, const Placed& small, const Placed& large,
+                      const Placed& clustered)
+      : config_(config), small_(small), large_(large), clustered_(clustered) {}
 
   absl::Status Allocate() {
     if (config_.spec.codebooks != nullptr) {
       KVF_ASSIGN_OR_RETURN(coupled_, DeviceCodebooks(*config_.spec.codebooks));
     }
-    const int pieces = std::max(MaxPieces(config_.max_sequences, small_.shape),
-                                MaxPieces(config_.max_sequences, large_.shape));
+    const int pieces = std::max({MaxPieces(config_.max_sequences, small_.shape),
+                                 MaxPieces(config_.max_sequences, large_.shape),
+                                 MaxPieces(config_.max_sequences, clustered_.shape)});
     const std::size_t counters = MaxCounters(config_.max_sequences, small_.shape);
     const std::size_t rows = static_cast<std::size_t>(pieces) * kColumns;
     KVF_ASSIGN_OR_RETURN(pieces_, DeviceBuffer::Allocate(pieces * sizeof(AttentionPiece)));
@@ -126,7 +136,10 @@ class CudaDecodeAttention : public DecodeAttention {
     return copied_->Record(stream);
   }
 
-  int launch_kind() const override { return (chosen_ == &large_ ? 2 : 0) + (has_tails_ ? 1 : 0); }
+  int launch_kind() const override {
+    const int way = chosen_ == &clustered_ ? 2 : chosen_ == &large_ ? 1 : 0;
+    return 2 * way + (has_tails_ ? 1 : 0);
+  }
 
   absl::Status Launch(const AttentionLayer& layer, Stream& stream) override {
     if (chosen_ == nullptr) {
@@ -161,18 +174,22 @@ class CudaDecodeAttention : public DecodeAttention {
     args.scale_log2 = config_.scale * std::numbers::log2e_v<float>;
     args.bf16 = config_.type == codec::Raw16::kBf16;
     args.pages_settled = layer.pages_settled;
+    args.clustered = chosen_->shape.clustered;
     args.coupled = coupled_;
     args.coupled.centroids += coupled_.layer_values * layer.layer;
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    std::array<cudaLaunchAttribute, 2> attributes{};
     cudaLaunchConfig_t launch{};
     launch.gridDim = dim3(grid_);
     launch.blockDim = dim3(chosen_->kernel.warps * 32);
     launch.dynamicSmemBytes = chosen_->kernel.shared_bytes;
     launch.stream = stream.get();
-    launch.attrs = &early;
-    launch.numAttrs = layer.pages_settled ? 1 : 0;
+    launch.attrs = attributes.data();
+    if (args.clustered) attributes[launch.numAttrs++] = ClusterDimension();
+    if (args.pages_settled) {
+      cudaLaunchAttribute& early = attributes[launch.numAttrs++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
     void* parameters[] = {&args};
     return CudaStatus(cudaLaunchKernelExC(&launch, chosen_->kernel.function, parameters),
                       "decode_attention");
@@ -181,7 +198,9 @@ class CudaDecodeAttention : public DecodeAttention {
  private:
   const Placed& Choose(std::span<const AttentionLength> lengths) const {
     const std::int64_t heads = MaxCounters(static_cast<int>(lengths.size()), small_.shape);
-    if (heads * kManyPieces <= small_.shape.slots) return large_;
+    if (heads * kManyPieces <= small_.shape.slots) {
+      return SuitsClusters(lengths, heads) ? clustered_ : large_;
+    }
     std::int64_t blocks = 0;
     for (const AttentionLength& length : lengths) blocks += length.blocks;
     blocks *= heads / std::ssize(lengths);
@@ -189,8 +208,17 @@ class CudaDecodeAttention : public DecodeAttention {
     return blocks >= pieces * large_.shape.warps * kLongWalk ? large_ : small_;
   }
 
+  // Whether the device holds a cluster for each head, and its warps have a block each at most. That
+  // takes less time than a merge through memory; a second round of blocks would not.
+  bool SuitsClusters(std::span<const AttentionLength> lengths, std::int64_t heads) const {
+    const AttentionShape& shape = clustered_.shape;
+    if (lengths.empty() || heads * kClusterBlocks > shape.slots) return false;
+    return std::ranges::max(lengths, {}, &AttentionLength::blocks).blocks <=
+           kClusterBlocks * shape.warps;
+  }
+
   const AttentionConfig config_;
-  const Placed small_, large_;  // thread blocks
+  const Placed small_, large_, clustered_;  // thread blocks; these are large ones
   CoupledTables coupled_;
   const Placed* chosen_ = nullptr;  // by the last Plan, as has_tails_ and grid_
   bool has_tails_ = false;
@@ -223,6 +251,27 @@ absl::StatusOr<Placed> Place(const AttentionKernel& kernel, const AttentionConfi
   return placed;
 }
 
+// Large thread blocks in clusters; without slots where the device has none.
+Placed InClusters(const Placed& large) {
+  Placed placed = large;
+  cudaLaunchAttribute dimension = ClusterDimension();
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(kClusterBlocks);
+  launch.blockDim = dim3(large.kernel.warps * 32);
+  launch.dynamicSmemBytes = large.kernel.shared_bytes;
+  launch.attrs = &dimension;
+  launch.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, large.kernel.function, &launch) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // before sm_90; it would be the next launch's
+    clusters = 0;
+  }
+  placed.shape.slots = clusters * kClusterBlocks;
+  placed.shape.has_tails = false;
+  placed.shape.clustered = true;
+  return placed;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
@@ -240,7 +289,7 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
   KVF_ASSIGN_OR_RETURN(const Placed small, Place(kernels.small, config, TileCost(config.spec)));
   Placed large = small;  // where shared memory is too small for the large thread block
   if (auto placed = Place(kernels.large, config, kHiddenTileCost); placed.ok()) large = *placed;
-  auto attention = std::make_unique<CudaDecodeAttention>(config, small, large);
+  auto attention = std::make_unique<CudaDecodeAttention>(config, small, large, InClusters(large));
   KVF_RETURN_IF_ERROR(attention->Allocate());
   return attention;
 }

@@ -78,8 +78,8 @@ class DecodeAttention {
   // Once per step, before its first layer: cuts the work (PlanAttention) and copies the plan.
   //   lengths: of the sequences, in order; at most max_sequences. Read before this returns.
   virtual absl::Status Plan(std::span<const AttentionLength> lengths, Stream& stream) = 0;
-  // Which of its kernels the plan is for, and for how many thread blocks: of a captured launch as
-  // fixed as the number of sequences.
+  // Which of its kernels the plan is for, whether in clusters, and for how many thread blocks: of a
+  // captured launch as fixed as the number of sequences.
   virtual int launch_kind() const = 0;
   // One layer. Asynchronous; captured by CUDA graphs. The same plan gives the same bits.
   virtual absl::Status Launch(const AttentionLayer& layer, Stream& stream) = 0;

@@ -6,7 +6,9 @@
 #include <cstdint>
 
 #include "kernels/attention_args.h"
+#include "kernels/device/block_ring.cuh"
 #include "kernels/device/block_site.cuh"
+#include "kernels/device/cluster.cuh"
 #include "kernels/device/dependent_launch.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/raw_tokens.cuh"
@@ -37,6 +39,11 @@ struct AttentionShared {
   static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
   static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
   static constexpr int kTables = (kLast + 16 + 127) / 128 * 128;
+  // What the others of a cluster read of this thread block, where q and the ones have been.
+  static constexpr int kSums = kCodes;       // float4[rows][kHeadDim / 4]
+  static constexpr int kReferences = kOnes;  // float2[rows]: reference and sum of p
+  static constexpr int kRows = kColumns / Codes::kColumnsOfRow;
+  static_assert(kRows * kHeadDim * 4 <= kOnes - kCodes && kRows * 8 <= kUnit - kOnes);
   static constexpr int kBytes = kTables + Codes::kTableBytes;
 };
 
@@ -372,6 +379,45 @@ __device__ __forceinline__ void merge_sources(int rows, int sources, char* share
   }
 }
 
+// Merges what the thread blocks of a cluster have at Shared::kSums, each of them a slice of the
+// channels of all rows. As many lanes as there are thread blocks share four channels.
+template <class Codes, class Shared>
+__device__ __forceinline__ void merge_cluster(const AttentionArgs& args,
+                                              const AttentionPiece& piece, char* shared) {
+  constexpr int kHeadDim = Codes::kHeadDim, kQuads = kHeadDim / 4, kThreads = Shared::kWarps * 32;
+  static_assert(kQuads % kClusterBlocks == 0 && 32 % kClusterBlocks == 0);
+  const int lanes = piece.rows * kQuads, first = cluster_rank() * (lanes / kClusterBlocks);
+  const std::uint32_t sums = shared_address(shared + Shared::kSums);
+  const std::uint32_t references = shared_address(shared + Shared::kReferences);
+  cluster_arrive();
+  cluster_wait();
+#pragma unroll 1
+  for (int at = static_cast<int>(threadIdx.x); at / 32 * 32 < lanes; at += kThreads) {
+    const int source = at % kClusterBlocks;
+    const int item = first + min(at, lanes - 1) / kClusterBlocks, column = item / kQuads;
+    const float2 reference = load_shared_of2(source, references + column * sizeof(float2));
+    const float4 value = load_shared_of4(source, sums + item * sizeof(float4));
+    float most = reference.x;
+#pragma unroll
+    for (int other = 1; other < kClusterBlocks; other *= 2) {
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, other));
+    }
+    const float share = most == -INFINITY ? 0.0f : exp2_fast(reference.x - most);
+    float sum[5] = {value.x * share, value.y * share, value.z * share, value.w * share,
+                    reference.y * share};
+#pragma unroll
+    for (int other = 1; other < kClusterBlocks; other *= 2) {
+#pragma unroll
+      for (float& one : sum) one += __shfl_xor_sync(~0u, one, other);
+    }
+    if (at >= lanes || source != 0) continue;
+    write_result<kHeadDim>(args, piece, column, item % kQuads,
+                           {{sum[0], sum[1], sum[2], sum[3]}, most, sum[4]});
+  }
+  cluster_arrive();  // this thread block reads no more of the others
+  cluster_wait();    // nor they of it: it may end
+}
+
 template <class Codes, int kWarps, int kStages, int kBlocksPerSm>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
     decode_attention_kernel(const __grid_constant__ AttentionArgs args) {
@@ -448,6 +494,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
   }
   __syncthreads();
 
+  const bool clustered = kHasClusters && args.clustered;
   merge_sources<kHeadDim, kWarps * 32, 4>(
       piece.rows, kWarps, shared,
       [&](int source, int item, float4& value) {
@@ -456,6 +503,12 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
         return float2{tops[at], totals[at]};
       },
       [&](int column, int quad, const Merged& merged) {
+        if (clustered) {
+          reinterpret_cast<float4*>(shared + Shared::kSums)[column * kQuads + quad] = merged.value;
+          float2* references = reinterpret_cast<float2*>(shared + Shared::kReferences);
+          if (quad == 0) references[column] = {merged.top, merged.total};
+          return;
+        }
         if (piece.partials == 1) {
           write_result<kHeadDim>(args, piece, column, quad, merged);
           return;
@@ -464,6 +517,10 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
         __stcg(reinterpret_cast<float4*>(args.partial_sums) + at * kQuads + quad, merged.value);
         if (quad == 0) __stcg(args.partial_tops + at, float2{merged.top, merged.total});
       });
+  if (clustered) {
+    merge_cluster<Codes, Shared>(args, piece, shared);
+    return;
+  }
   if (piece.partials == 1) return;
 
   __syncthreads();

@@ -1,8 +1,11 @@
 #include "kernels/attention_plan.h"
 
+#include <cstring>
 #include <map>
 #include <random>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -19,24 +22,27 @@ int Tiles(const AttentionLength& length) {
 // the pieces of one of them know of each other.
 void ExpectCovers(const AttentionPlan& plan, const std::vector<AttentionLength>& lengths,
                   const AttentionShape& shape) {
-  std::map<int, std::map<int, AttentionPiece>> by_counter;  // then by partial
+  std::map<int, std::map<int, AttentionPiece>> by_first_partial;  // then by partial
+  std::set<int> counters;
   for (const AttentionPiece& piece : plan.pieces) {
-    EXPECT_GT(piece.blocks + piece.tiles, 0) << "an empty piece";
-    EXPECT_TRUE(by_counter[piece.counter].emplace(piece.partial, piece).second);
+    EXPECT_TRUE(shape.clustered || piece.blocks + piece.tiles > 0) << "an empty piece";
+    EXPECT_TRUE(by_first_partial[piece.first_partial].emplace(piece.partial, piece).second);
+    if (!shape.clustered) counters.insert(piece.counter);
   }
-  EXPECT_EQ(by_counter.size(), static_cast<std::size_t>(plan.counters));
+  EXPECT_EQ(counters.size(), static_cast<std::size_t>(plan.counters));
+  EXPECT_EQ(counters.size(), shape.clustered ? 0 : by_first_partial.size());
   std::map<std::pair<int, int>, int> rows;  // by sequence and head
-  for (const auto& [counter, pieces] : by_counter) {
+  for (const auto& [first_partial, pieces] : by_first_partial) {
     const AttentionPiece& first = pieces.begin()->second;
     const AttentionLength& length = lengths[first.sequence];
-    int block = length.page_begin, tile = 0, partial = first.first_partial;
+    int block = length.page_begin, tile = 0, partial = first_partial;
     for (const auto& [index, piece] : pieces) {
       EXPECT_EQ(index, partial++);
       EXPECT_EQ(piece.sequence, first.sequence);
       EXPECT_EQ(piece.kv_head, first.kv_head);
       EXPECT_EQ(piece.row_begin, first.row_begin);
       EXPECT_EQ(piece.rows, first.rows);
-      EXPECT_EQ(piece.first_partial, first.first_partial);
+      EXPECT_EQ(piece.counter, first.counter);
       EXPECT_EQ(piece.partials, static_cast<int>(pieces.size()));
       EXPECT_EQ(piece.page_begin, block);
       EXPECT_EQ(piece.tile_begin, tile);
@@ -128,6 +134,65 @@ TEST(AttentionPlanTest, LongPiecesLeaveTailsToWhoIsDoneEarly) {
   EXPECT_FALSE(
       PlanAttention(std::vector<AttentionLength>(8, {.blocks = 512, .raw_tokens = 68}), shape)
           .has_tails);
+}
+
+TEST(AttentionPlanTest, InClustersEveryHeadIsAsManyPiecesOneAfterTheOther) {
+  std::mt19937 random(2);
+  for (int round = 0; round < 300; ++round) {
+    AttentionShape shape = {.kv_heads = 1 + static_cast<int>(random() % 4),
+                            .query_rows = 1 + static_cast<int>(random() % 64),
+                            .warps = 1 + static_cast<int>(random() % 16),
+                            .tile_cost = 0.1f,
+                            .clustered = true};
+    std::vector<AttentionLength> lengths(1 + random() % 3);
+    int page = 0;
+    for (AttentionLength& length : lengths) {
+      length.blocks = static_cast<int>(random() % (round % 2 == 0 ? 12 : 300));
+      length.raw_tokens = 1 + static_cast<int>(random() % 200);
+      length.page_begin = page;
+      page += length.blocks;
+    }
+    const int sequences = static_cast<int>(lengths.size());
+    const int heads = sequences * shape.kv_heads * ((shape.query_rows + kColumns - 1) / kColumns);
+    shape.slots = kClusterBlocks * (heads + static_cast<int>(random() % 3));
+    const AttentionPlan plan = PlanAttention(lengths, shape);
+    ExpectCovers(plan, lengths, shape);
+    ASSERT_EQ(plan.pieces.size(), static_cast<std::size_t>(heads) * kClusterBlocks);
+    EXPECT_EQ(MaxPieces(sequences, shape), heads * kClusterBlocks) << "part of a cluster";
+    EXPECT_EQ(MaxPieces(sequences + 100, shape), shape.slots);
+    EXPECT_EQ(MaxCounters(sequences, shape), 0);
+    for (int i = 0; i < static_cast<int>(plan.pieces.size()); ++i) {
+      EXPECT_EQ(plan.pieces[i].partial, i);
+      EXPECT_EQ(plan.pieces[i].first_partial, i / kClusterBlocks * kClusterBlocks);
+    }
+    const AttentionPlan again = PlanAttention(lengths, shape);
+    ASSERT_EQ(again.pieces.size(), plan.pieces.size());
+    EXPECT_EQ(std::memcmp(again.pieces.data(), plan.pieces.data(),
+                          plan.pieces.size() * sizeof(AttentionPiece)),
+              0);
+  }
+}
+
+TEST(AttentionPlanTest, AClusterHasEmptyPiecesAtItsEndAndNoneOfMoreRoundsThanItNeeds) {
+  const AttentionShape shape = {.kv_heads = 1,
+                                .query_rows = 4,
+                                .slots = kClusterBlocks,
+                                .warps = 16,
+                                .tile_cost = 0.1f,
+                                .clustered = true};
+  for (int blocks = 0; blocks <= kClusterBlocks * shape.warps; ++blocks) {
+    for (const int raw_tokens : {1, 16, 17, 68, 131, 1000}) {
+      SCOPED_TRACE(testing::Message() << blocks << " blocks, " << raw_tokens << " 16-bit tokens");
+      const AttentionLength length = {.blocks = blocks, .raw_tokens = raw_tokens};
+      const AttentionPlan plan = PlanAttention({&length, 1}, shape);
+      ASSERT_EQ(plan.pieces.size(), static_cast<std::size_t>(kClusterBlocks));
+      for (int i = 0; i < kClusterBlocks; ++i) {
+        const AttentionPiece& piece = plan.pieces[i];
+        EXPECT_EQ(piece.blocks + piece.tiles > 0, i < blocks + Tiles(length)) << i;
+        EXPECT_LE(piece.blocks, shape.warps) << i;
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -21,15 +21,47 @@ TEST_F(DecodeAttentionTest, EveryVariantAttendsOnWhatItsCodesStandFor) {
                      .type = type,
                      .q_heads = q_heads,
                      .kv_heads = 2,
-                     .tokens = {700, 1, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64}};
+                     .tokens = {700, 1, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 2, 200, 5}};
       batch.spec.raw_type = type;
       std::shared_ptr<const codec::Codebooks> books;
       if (batch.spec.kind == codec::BlockKind::kCoupled) {
         books = codec::MakeCodebooks({3, 2, batch.spec.head_dim, batch.spec.coupling}, 11);
         batch.spec = codec::CoupledSpec(*books, 2);
       }
+      ExpectIsAttention(batch);              // of more heads than there are clusters
+      batch.tokens = {500, 1, 4 + 64 + 64};  // of fewer
       ExpectIsAttention(batch);
       if (HasFailure()) return;
+    }
+  }
+}
+
+// A cluster for each head, where the device has them, up to one block of each of its warps. Short
+// sequences leave thread blocks of a cluster without work.
+TEST_F(DecodeAttentionTest, OneSequenceOfAnyLength) {
+  for (const int bits : {2, 4}) {
+    for (const int tokens : {1, 2, 16, 17, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 400, 4096, 8192,
+                             4 + 64 + 128 * 64, 4 + 64 + 129 * 64}) {
+      ExpectIsAttention({.spec = ScalarSpec(128, bits, bits, 64, 128),
+                         .q_heads = 8,
+                         .kv_heads = 2,
+                         .tokens = {tokens}});
+    }
+  }
+}
+
+TEST_F(DecodeAttentionTest, OneSequenceForManyQueryRows) {
+  for (const BlockSpec& spec : {ScalarSpec(64, 4, 4, 64, 64), ScalarSpec(96, 4, 4, 64, 32),
+                                ScalarSpec(128, 4, 4, 64, 128), ScalarSpec(256, 4, 4, 64, 128)}) {
+    // Eight groups of rows, and one with a second group of a single row.
+    for (const auto& [q_heads, query_tokens] : {std::pair{16, 4}, {3, 3}}) {
+      for (const int tokens : {4, 70, 1500}) {
+        ExpectIsAttention({.spec = spec,
+                           .type = Raw16::kBf16,
+                           .q_heads = q_heads,
+                           .query_tokens = query_tokens,
+                           .tokens = {tokens}});
+      }
     }
   }
 }
@@ -220,6 +252,10 @@ TEST_F(DecodeAttentionTest, TheKernelIsChosenByThePlan) {
   const int short_ones = kind(64, 64);
   EXPECT_NE(kind(64, 4096), short_ones);
   EXPECT_NE(kind(1, 64), short_ones);  // spread over the device
+  if (device().compute_capability >= 90) {
+    EXPECT_NE(kind(1, 64), kind(1, 4096));  // in clusters, for as long as these suffice
+    EXPECT_EQ(kind(1, 64), kind(1, 0));
+  }
   // Pieces of 20 rounds and more leave tails, which a graph of the shorter ones has no blocks for.
   EXPECT_NE(kind(8, 768), kind(8, 448));
   EXPECT_EQ(kind(64, 64), short_ones);

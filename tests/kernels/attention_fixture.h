@@ -28,12 +28,13 @@ using codec::WindowSpec;
 // Codes, mins and powers of two are exact; what is rounded are q * scale (to 11 bits, once per
 // channel and block: scores are off by about 1e-3 with keys as here), p, and p * scale, where
 // values meet it as integers to 2^-14 of the greatest too. So the result is off by 2e-3 of its
-// norm at most, and a result of one head, whose queries may be unlucky, by 5e-3. bf16 adds its
+// norm at most, and a result of one head, whose queries may be unlucky, by 5e-3 (its log sum by
+// 1e-2: a few tokens that one channel lifts share that channel's error). bf16 adds its
 // own 2^-9. Tensor cores cut off what lies 2^-24 below their largest product, and a subnormal
 // stands lower than its exponent says: sums of codes lose 2^-16 of their size, which counts
 // where values of both signs cancel over a long context.
 inline constexpr double kErrorFp16 = 2e-3, kErrorBf16 = 5e-3, kErrorOfHead = 5e-3,
-                        kErrorLogSum = 5e-3;
+                        kErrorLogSum = 1e-2;
 inline constexpr double kCutOff = 1.0 / 65536, kRangeOfNormal = 5;
 
 struct Batch {

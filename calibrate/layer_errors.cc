@@ -255,8 +255,7 @@ absl::StatusOr<std::vector<std::vector<LayerErrors>>> MeasureErrors(
     progress("errors of attention, token", step, options.decode_tokens);
     std::vector<std::int32_t> tokens;
     for (const ExactPassage& passage : passages) {
-      tokens.push_back(
-          passage.passage.tokens[static_cast<std::size_t>(options.prompt_tokens + step)]);
+      tokens.push_back(passage.passage.tokens[options.prompt_tokens + step]);
     }
     probe.Compare(step % stride == 0);
     const std::vector<std::int32_t> positions = batch.Positions();

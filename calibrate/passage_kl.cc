@@ -114,7 +114,7 @@ absl::StatusOr<std::vector<double>> PassageKl::MeasureTogether(
   std::vector<float> logits(rows * vocabulary);
   std::vector<double> sums(codecs.size(), 0);
   for (int step = 0; step < scored; ++step) {
-    const auto at = static_cast<std::size_t>(options_.prompt_tokens + step);
+    const std::size_t at = options_.prompt_tokens + step;
     std::vector<std::int32_t> tokens, positions;
     for (const std::unique_ptr<Cache>& cache : caches) {
       for (const ExactPassage& passage : passages_) {

@@ -21,10 +21,13 @@ COLOURS = {
     "LM2": "#f59e0b",
     "CQ-2C4B": "#4d7c0f",
     "CQ-4C8B": "#86704a",
+    "CQ-2C8B": "#14b8a6",
+    "CQ-8C8B": "#6366f1",
+    "CQ-8C10B": "#64748b",
     "FP8": "#a16207",
     "INT8": "#0891b2",
 }
-WIDTH, HEIGHT, TOP, BOTTOM = 1040, 460, 64, 60
+WIDTH, HEIGHT, TOP, BOTTOM = 1310, 460, 64, 60
 
 
 def tokens(shape):

@@ -9,7 +9,6 @@
 
 #include "kvcodec/codebooks.h"
 #include "kvcodec/codec.h"
-#include "kvcodec/half.h"
 
 // What both CPU ways through coupled blocks share: a token's row of codes, and the rotation of its
 // keys.
@@ -58,19 +57,6 @@ inline void WithCoupling(const Coupling& coupling, const Use& use) {
   if (coupling.channels == 4) return use(CouplingOf<4, 8>());
   if (coupling.bits == 8) return use(CouplingOf<8, 8>());
   return use(CouplingOf<8, 10>());
-}
-
-// The centroids of a row's codes. coupling: one that IsCoupling. by_code: fp16, of its side. out:
-// [head_dim].
-inline void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
-                   const std::uint16_t* by_code, float* out) {
-  WithCoupling(coupling, [&]<int kChannels, int kBits>(CouplingOf<kChannels, kBits>) {
-    for (std::size_t group = 0; group < static_cast<std::size_t>(head_dim) / kChannels; ++group) {
-      const std::size_t code = CodesFrom<kBits>(row, group) & ((std::size_t{1} << kBits) - 1);
-      const std::uint16_t* const centroid = by_code + ((group << kBits) + code) * kChannels;
-      for (int i = 0; i < kChannels; ++i) *out++ = FloatFromHalf(centroid[i]);
-    }
-  });
 }
 
 // The angles of a block's tokens. Every operation is rounded on its own (docs/format.md).

@@ -4,6 +4,7 @@
 #include "kvcodec/cpu/coupled_rows.h"
 #include "kvcodec/cpu/reference_kinds.h"
 #include "kvcodec/format.h"
+#include "kvcodec/half.h"
 
 // Coupled blocks: the code of a group of channels is its nearest centroid.
 namespace kvferry::codec::cpu {
@@ -25,6 +26,19 @@ std::uint32_t NearestCentroid(const float* x, const float* by_channel, const Cou
     }
   }
   return nearest;
+}
+
+// The centroids of a row's codes. coupling: one that IsCoupling. by_code: fp16, of its side. out:
+// [head_dim].
+void GetRow(const std::byte* row, int head_dim, const Coupling& coupling,
+            const std::uint16_t* by_code, float* out) {
+  WithCoupling(coupling, [&]<int kChannels, int kBits>(CouplingOf<kChannels, kBits>) {
+    for (std::size_t group = 0; group < static_cast<std::size_t>(head_dim) / kChannels; ++group) {
+      const std::size_t code = CodesFrom<kBits>(row, group) & ((std::size_t{1} << kBits) - 1);
+      const std::uint16_t* const centroid = by_code + ((group << kBits) + code) * kChannels;
+      for (int i = 0; i < kChannels; ++i) *out++ = FloatFromHalf(centroid[i]);
+    }
+  });
 }
 
 struct CoupledBlock {

@@ -8,6 +8,13 @@
 
 namespace kvferry::kernels {
 
+// In place of a word of a partial result that has not been written: a NaN that no arithmetic makes.
+inline constexpr std::uint32_t kAbsent = 0xffffffffu;
+inline constexpr int kAbsentByte = 0xff;  // each of its bytes
+// Copies of the reference and sum of p of a row of a partial result, for as many warps that merge
+// one row at most.
+inline constexpr int kPartialTops = 8;
+
 // What the kernel of decode attention gets: an AttentionLayer with the plan and the constants.
 struct AttentionArgs {
   const AttentionPiece* pieces;  // one per thread block
@@ -16,9 +23,8 @@ struct AttentionArgs {
   const std::uint16_t* q;
   std::uint16_t* out;
   float* log_sum;
-  float* partial_sums;      // [partial][kColumns][head_dim]
-  float2* partial_tops;     // [partial][kColumns]: reference and sum of p
-  std::uint32_t* counters;  // zero between launches
+  float* partial_sums;   // [partial][kColumns][head_dim]; all kAbsent between launches, as those
+  float2* partial_tops;  // [partial][kColumns][kPartialTops]: reference and sum of p
   std::int64_t sink_offset, window_offset;
   CoupledTables coupled;  // of coupled blocks: `centroids` are this layer's
   int kv_heads, group, query_tokens;

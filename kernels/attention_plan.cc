@@ -14,10 +14,6 @@ constexpr int kWaves = 3;  // pieces per slot where there are more heads than sl
 constexpr int kLongPiece = 20, kTail = 2;
 
 int RowGroups(const AttentionShape& shape) { return (shape.query_rows + kColumns - 1) / kColumns; }
-// Of all sequences, each once for every row group.
-int Heads(int sequences, const AttentionShape& shape) {
-  return sequences * shape.kv_heads * RowGroups(shape);
-}
 int Tiles(const AttentionLength& length) {
   return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
 }
@@ -65,7 +61,6 @@ void AppendPieces(const AttentionLength& length, const AttentionShape& shape, in
   int without_tiles = full - std::min(full, tiles);  // of the pieces to come: each needs a block
   piece.first_partial = static_cast<int>(plan.pieces.size());
   piece.partials = tail > 0 ? 2 * count : count;
-  if (!shape.clustered) piece.counter = plan.counters++;
   int block = 0, tile = 0;
   for (int i = 1; i <= count; ++i) {
     const int tile_end = static_cast<int>(std::int64_t{tiles} * std::min(i, full) / full);
@@ -93,7 +88,22 @@ void AppendPieces(const AttentionLength& length, const AttentionShape& shape, in
   }
 }
 
+// Of the pieces that share rows the last one merges. The device starts thread blocks in the order
+// of the plan: so none ever waits for one that has not been started.
+void ChooseMerging(AttentionPlan& plan) {
+  std::vector<bool> chosen(plan.pieces.size());  // by first_partial
+  for (auto piece = plan.pieces.rbegin(); piece != plan.pieces.rend(); ++piece) {
+    if (piece->partials == 1 || chosen[piece->first_partial]) continue;
+    chosen[piece->first_partial] = true;
+    piece->merges = 1;
+  }
+}
+
 }  // namespace
+
+int Heads(int sequences, const AttentionShape& shape) {
+  return sequences * shape.kv_heads * RowGroups(shape);
+}
 
 AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const AttentionShape& shape) {
   AttentionPlan plan;
@@ -122,17 +132,14 @@ AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const Atte
     }
   }
   const auto cost = [&](const AttentionPiece& p) { return p.blocks + shape.tile_cost * p.tiles; };
-
   if (!one_wave || plan.has_tails) {
     std::stable_sort(plan.pieces.begin(), plan.pieces.end(),
                      [&](const auto& a, const auto& b) { return cost(a) > cost(b); });
   }
+  if (!shape.clustered) ChooseMerging(plan);
   return plan;
 }
 
-int MaxCounters(int sequences, const AttentionShape& shape) {
-  return shape.clustered ? 0 : Heads(sequences, shape);
-}
 int MaxPieces(int sequences, const AttentionShape& shape) {
   const int heads = Heads(sequences, shape);
   if (shape.clustered) return std::min(heads * kClusterBlocks, shape.slots);

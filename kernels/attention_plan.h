@@ -27,7 +27,8 @@ struct AttentionPiece {
   std::int32_t partial;        // where the partial result goes
   std::int32_t first_partial;  // of the pieces with the same sequence and rows
   std::int32_t partials;       // how many these are; 1: the result is written at once
-  std::int32_t counter;        // counts them; of none in clusters
+  std::int32_t
+      merges;  // 1: merges them all, as the last of them in the plan; none does in clusters
 };
 static_assert(sizeof(AttentionPiece) == 48);
 
@@ -55,8 +56,7 @@ struct AttentionShape {
 
 struct AttentionPlan {
   std::vector<AttentionPiece> pieces;  // longest first where they do not all fit at once
-  int counters = 0;
-  bool has_tails = false;  // more pieces than slots, where there would not have to be
+  bool has_tails = false;              // more pieces than slots, where there would not have to be
 };
 
 // Cuts the work of one decode step, the same for all layers, into pieces of about equal length:
@@ -65,10 +65,10 @@ struct AttentionPlan {
 // Pure: the same lengths give the same plan, hence the same bits.
 AttentionPlan PlanAttention(std::span<const AttentionLength> lengths, const AttentionShape& shape);
 
-// The most pieces and counters that any plan of up to `sequences` sequences has, with tails if the
-// shape may have them: sizes of device buffers and of launches that live as long as a captured
-// graph.
+// Of all sequences, each once for every kColumns query rows of a KV head.
+int Heads(int sequences, const AttentionShape& shape);
+// The most pieces that any plan of up to `sequences` sequences has, with tails if the shape may
+// have them: the size of device buffers and of launches that live as long as a captured graph.
 int MaxPieces(int sequences, const AttentionShape& shape);
-int MaxCounters(int sequences, const AttentionShape& shape);
 
 }  // namespace kvferry::kernels

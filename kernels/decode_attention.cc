@@ -47,8 +47,9 @@ absl::Status Check(const AttentionConfig& config) {
   return codec::CheckCodebooks(config.spec, config.kv_heads);
 }
 
-// A warp of a large thread block reads a tile while its first blocks are on their way.
-constexpr float kHiddenTileCost = 0.1f;
+// What a tile of 16-bit tokens takes in a large thread block, in blocks: its bytes come without a
+// ring, and the others wait for its warp.
+constexpr float kLargeTileCost = 1.6f;
 
 // What a tile of 16-bit tokens takes in a small one, in blocks: its bytes come without a ring.
 float TileCost(const codec::BlockSpec& spec) {
@@ -70,11 +71,15 @@ cudaLaunchAttribute ClusterDimension() {
   return attribute;
 }
 
+// A cluster merges faster than pieces of the whole device, while each of its thread blocks has at
+// most as many blocks.
+constexpr int kClusterWalk = 8;
 // So few heads, each in so many pieces, that merging partial results would take the time.
 constexpr int kManyPieces = 12;
 // Blocks that each warp of a large thread block walks over from which on it reads faster than small
-// ones: its start and end, which nothing covers, are then a small part.
-constexpr int kLongWalk = 24;
+// ones: its start and end, which nothing covers, are then a small part. Later where there are no
+// more heads than large thread blocks: small ones have tails there.
+constexpr int kLongWalk = 24, kLongWalkOfFewHeads = 48;
 
 class CudaDecodeAttention : public DecodeAttention {
  public:
@@ -89,20 +94,21 @@ class CudaDecodeAttention : public DecodeAttention {
     const int pieces = std::max({MaxPieces(config_.max_sequences, small_.shape),
                                  MaxPieces(config_.max_sequences, large_.shape),
                                  MaxPieces(config_.max_sequences, clustered_.shape)});
-    const std::size_t counters = MaxCounters(config_.max_sequences, small_.shape);
     const std::size_t rows = static_cast<std::size_t>(pieces) * kColumns;
     KVF_ASSIGN_OR_RETURN(pieces_, DeviceBuffer::Allocate(pieces * sizeof(AttentionPiece)));
     KVF_ASSIGN_OR_RETURN(staging_, PinnedBuffer::Allocate(pieces * sizeof(AttentionPiece)));
     KVF_ASSIGN_OR_RETURN(partial_sums_,
                          DeviceBuffer::Allocate(rows * config_.spec.head_dim * sizeof(float)));
-    KVF_ASSIGN_OR_RETURN(partial_tops_, DeviceBuffer::Allocate(rows * sizeof(float2)));
-    KVF_ASSIGN_OR_RETURN(counters_, DeviceBuffer::Allocate(counters * sizeof(std::uint32_t)));
+    KVF_ASSIGN_OR_RETURN(partial_tops_,
+                         DeviceBuffer::Allocate(rows * kPartialTops * sizeof(float2)));
     KVF_ASSIGN_OR_RETURN(Event copied, Event::Create());
     copied_.emplace(std::move(copied));
-    KVF_RETURN_IF_ERROR(
-        CudaStatus(cudaMemset(counters_.data(), 0, counters_.bytes()), "counters of attention"));
+    for (DeviceBuffer* partial : {&partial_sums_, &partial_tops_}) {
+      KVF_RETURN_IF_ERROR(CudaStatus(cudaMemset(partial->data(), kAbsentByte, partial->bytes()),
+                                     "partial results of attention"));
+    }
     // Our streams do not wait for the default one.
-    return CudaStatus(cudaStreamSynchronize(nullptr), "counters of attention");
+    return CudaStatus(cudaStreamSynchronize(nullptr), "partial results of attention");
   }
 
   absl::Status Plan(std::span<const AttentionLength> lengths, Stream& stream) override {
@@ -163,7 +169,6 @@ class CudaDecodeAttention : public DecodeAttention {
     args.log_sum = layer.log_sum;
     args.partial_sums = partial_sums_.as<float>();
     args.partial_tops = partial_tops_.as<float2>();
-    args.counters = counters_.as<std::uint32_t>();
     args.sink_offset = layer.sink_offset;
     args.window_offset = layer.window_offset;
     args.kv_heads = config_.kv_heads;
@@ -197,7 +202,7 @@ class CudaDecodeAttention : public DecodeAttention {
 
  private:
   const Placed& Choose(std::span<const AttentionLength> lengths) const {
-    const std::int64_t heads = MaxCounters(static_cast<int>(lengths.size()), small_.shape);
+    const std::int64_t heads = Heads(static_cast<int>(lengths.size()), small_.shape);
     if (heads * kManyPieces <= small_.shape.slots) {
       return SuitsClusters(lengths, heads) ? clustered_ : large_;
     }
@@ -205,16 +210,15 @@ class CudaDecodeAttention : public DecodeAttention {
     for (const AttentionLength& length : lengths) blocks += length.blocks;
     blocks *= heads / std::ssize(lengths);
     const std::int64_t pieces = std::max<std::int64_t>(heads, large_.shape.slots);
-    return blocks >= pieces * large_.shape.warps * kLongWalk ? large_ : small_;
+    const int long_walk = heads > large_.shape.slots ? kLongWalk : kLongWalkOfFewHeads;
+    return blocks >= pieces * large_.shape.warps * long_walk ? large_ : small_;
   }
 
-  // Whether the device holds a cluster for each head, and its warps have a block each at most. That
-  // takes less time than a merge through memory; a second round of blocks would not.
+  // Whether the device holds a cluster for each head, and that is enough for the longest.
   bool SuitsClusters(std::span<const AttentionLength> lengths, std::int64_t heads) const {
-    const AttentionShape& shape = clustered_.shape;
-    if (lengths.empty() || heads * kClusterBlocks > shape.slots) return false;
+    if (lengths.empty() || heads * kClusterBlocks > clustered_.shape.slots) return false;
     return std::ranges::max(lengths, {}, &AttentionLength::blocks).blocks <=
-           kClusterBlocks * shape.warps;
+           kClusterBlocks * kClusterWalk;
   }
 
   const AttentionConfig config_;
@@ -223,7 +227,7 @@ class CudaDecodeAttention : public DecodeAttention {
   const Placed* chosen_ = nullptr;  // by the last Plan, as has_tails_ and grid_
   bool has_tails_ = false;
   int grid_ = 0;
-  DeviceBuffer pieces_, partial_sums_, partial_tops_, counters_;
+  DeviceBuffer pieces_, partial_sums_, partial_tops_;
   PinnedBuffer staging_;
   std::optional<Event> copied_;
 };
@@ -288,7 +292,7 @@ absl::StatusOr<std::unique_ptr<DecodeAttention>> DecodeAttention::Create(
       rows <= variant->most_few_rows ? variant->few_rows : variant->any_rows;
   KVF_ASSIGN_OR_RETURN(const Placed small, Place(kernels.small, config, TileCost(config.spec)));
   Placed large = small;  // where shared memory is too small for the large thread block
-  if (auto placed = Place(kernels.large, config, kHiddenTileCost); placed.ok()) large = *placed;
+  if (auto placed = Place(kernels.large, config, kLargeTileCost); placed.ok()) large = *placed;
   auto attention = std::make_unique<CudaDecodeAttention>(config, small, large, InClusters(large));
   KVF_RETURN_IF_ERROR(attention->Allocate());
   return attention;

@@ -34,13 +34,11 @@ struct AttentionShared {
   static constexpr int kPlain = kCodes + kQueryBytes;  // q for values
   static constexpr int kOnes = kPlain + kQueryBytes / Codes::kColumnsOfRow;
   static constexpr int kUnit = kOnes + 64;  // behind 32 bytes of ones, 32 of zeros; float[kColumns]
-  static constexpr int kTops = kUnit + kColumns * 4;  // float[kWarps][kColumns]
-  static constexpr int kTotals = kTops + kWarps * kColumns * 4;
-  static constexpr int kFull = kTotals + kWarps * kColumns * 4;  // mbarriers
-  static constexpr int kLast = kFull + kWarps * kStages * 8;     // int
-  static constexpr int kTables = (kLast + 16 + 127) / 128 * 128;
+  static constexpr int kTops = kUnit + kColumns * 4;           // float2[kWarps][kColumns]
+  static constexpr int kFull = kTops + kWarps * kColumns * 8;  // mbarriers
+  static constexpr int kTables = (kFull + kWarps * kStages * 8 + 127) / 128 * 128;
   // What the others of a cluster read of this thread block, where q and the ones have been.
-  static constexpr int kSums = kCodes;       // float4[rows][kHeadDim / 4]
+  static constexpr int kSums = kCodes;       // float[rows][kHeadDim]
   static constexpr int kReferences = kOnes;  // float2[rows]: reference and sum of p
   static constexpr int kRows = kColumns / Codes::kColumnsOfRow;
   static_assert(kRows * kHeadDim * 4 <= kOnes - kCodes && kRows * 8 <= kUnit - kOnes);
@@ -329,8 +327,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
 
   // This warp's result, into its own slots.
   const int g = lane / 4, j = lane % 4;
-  float* tops = reinterpret_cast<float*>(shared + Shared::kTops);
-  float* totals = reinterpret_cast<float*>(shared + Shared::kTotals);
+  float2* tops = reinterpret_cast<float2*>(shared + Shared::kTops) + warp * kColumns;
   float4* mine = reinterpret_cast<float4*>(shared + warp * Shared::kWarpBytes);
   __syncwarp();
 #pragma unroll
@@ -339,8 +336,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
     const float total = __shfl_sync(~0u, state.totals[column], Codes::kOnesRow * 4 + j);
     const bool nothing = state.top[column] == SoftmaxState<1>::kNothing;
     if (g == 0) {
-      tops[warp * kColumns + row] = nothing ? -INFINITY : state.top[column] - state.range.headroom;
-      totals[warp * kColumns + row] = total;
+      tops[row] = {nothing ? -INFINITY : state.top[column] - state.range.headroom, total};
     }
 #pragma unroll
     for (int w = 0; w < kHeadDim / 32; ++w) {
@@ -353,62 +349,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
     }
   }
   __syncthreads();
-
-  const bool clustered = kHasClusters && args.clustered;
-  merge_sources<kHeadDim, kWarps * 32, 4>(
-      piece.rows, kWarps, shared,
-      [&](int source, int item, float4& value) {
-        value = reinterpret_cast<const float4*>(shared + source * Shared::kWarpBytes)[item];
-        const int at = source * kColumns + item / kQuads;
-        return float2{tops[at], totals[at]};
-      },
-      [&](int column, int quad, const Merged& merged) {
-        if (clustered) {
-          reinterpret_cast<float4*>(shared + Shared::kSums)[column * kQuads + quad] = merged.value;
-          float2* references = reinterpret_cast<float2*>(shared + Shared::kReferences);
-          if (quad == 0) references[column] = {merged.top, merged.total};
-          return;
-        }
-        if (piece.partials == 1) {
-          write_result<kHeadDim>(args, piece, column, quad, merged);
-          return;
-        }
-        const long long at = static_cast<long long>(piece.partial) * kColumns + column;
-        __stcg(reinterpret_cast<float4*>(args.partial_sums) + at * kQuads + quad, merged.value);
-        if (quad == 0) __stcg(args.partial_tops + at, float2{merged.top, merged.total});
-      });
-  if (clustered) {
-    merge_cluster<Codes, Shared>(args, piece, shared);
-    return;
-  }
-  if (piece.partials == 1) return;
-
-  __syncthreads();
-  int* last = reinterpret_cast<int*>(shared + Shared::kLast);
-  if (threadIdx.x == 0) {
-    unsigned arrived;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0,[%1],1;"
-                 : "=r"(arrived)
-                 : "l"(args.counters + piece.counter)
-                 : "memory");
-    *last = arrived + 1 == static_cast<unsigned>(piece.partials);
-    if (*last) args.counters[piece.counter] = 0;
-  }
-  __syncthreads();
-  if (!*last) return;
-  // The last thread block of those that share rows merges what all have left.
-  const float2* all_tops = args.partial_tops + piece.first_partial * kColumns;
-  const float4* all_sums = reinterpret_cast<const float4*>(args.partial_sums) +
-                           static_cast<long long>(piece.first_partial) * kColumns * kQuads;
-  merge_sources<kHeadDim, kWarps * 32, 8>(
-      piece.rows, piece.partials, shared,
-      [&](int source, int item, float4& value) {
-        value = __ldcg(all_sums + static_cast<long long>(source) * kColumns * kQuads + item);
-        return __ldcg(all_tops + source * kColumns + item / kQuads);
-      },
-      [&](int column, int quad, const Merged& merged) {
-        write_result<kHeadDim>(args, piece, column, quad, merged);
-      });
+  merge_piece<Codes, Shared>(args, piece, shared, warp);
 }
 
 }  // namespace kvferry::kernels

@@ -41,23 +41,23 @@ __device__ __forceinline__ std::uint32_t shared_of(int rank, std::uint32_t addre
 #endif
   return address;
 }
-__device__ __forceinline__ float2 load_shared_of2(int rank, std::uint32_t address) {
-  float2 x = {};
+// Loads floats of thread block `rank`, from where this one has them at `address`, aligned to them.
+template <int kCount>
+__device__ __forceinline__ void load_shared_of(int rank, std::uint32_t address,
+                                               float (&x)[kCount]) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1},[%2];"
-               : "=f"(x.x), "=f"(x.y)
-               : "r"(shared_of(rank, address)));
+  const std::uint32_t from = shared_of(rank, address);
+  if constexpr (kCount == 1) {
+    asm volatile("ld.shared::cluster.f32 %0,[%1];" : "=f"(x[0]) : "r"(from));
+  } else if constexpr (kCount == 2) {
+    asm volatile("ld.shared::cluster.v2.f32 {%0,%1},[%2];" : "=f"(x[0]), "=f"(x[1]) : "r"(from));
+  } else {
+    static_assert(kCount == 4);
+    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3},[%4];"
+                 : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+                 : "r"(from));
+  }
 #endif
-  return x;
-}
-__device__ __forceinline__ float4 load_shared_of4(int rank, std::uint32_t address) {
-  float4 x = {};
-#if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3},[%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-               : "r"(shared_of(rank, address)));
-#endif
-  return x;
 }
 
 }  // namespace kvferry::kernels

@@ -254,8 +254,7 @@ class DecodeAttentionTest : public GpuBlocksTest {
     layer.pages_settled = early;
     absl::Status status = (*attention)->Plan(lengths_, stream());
     EXPECT_TRUE(status.ok()) << status;
-    // Twice and more: each launch finds the counters and partial results as the one ahead of it
-    // leaves them.
+    // Twice and more: each launch finds the partial results as the one ahead of it leaves them.
     for (int i = 0; i < 3; ++i) {
       status = (*attention)->Launch(layer, stream());
       EXPECT_TRUE(status.ok()) << status;

@@ -3,7 +3,6 @@
 #include <cstring>
 #include <map>
 #include <random>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -18,19 +17,19 @@ int Tiles(const AttentionLength& length) {
   return (length.raw_tokens + kTileTokens - 1) / kTileTokens;
 }
 
-// Every block and tile of every sequence, KV head and row is in exactly one piece, in order, and
-// the pieces of one of them know of each other.
+// Every block and tile of every sequence, KV head and row is in exactly one piece, in order, the
+// pieces of one of them know of each other, and the last of the plan merges them: a piece that
+// waited for a later one could wait for ever.
 void ExpectCovers(const AttentionPlan& plan, const std::vector<AttentionLength>& lengths,
                   const AttentionShape& shape) {
   std::map<int, std::map<int, AttentionPiece>> by_first_partial;  // then by partial
-  std::set<int> counters;
   for (const AttentionPiece& piece : plan.pieces) {
     EXPECT_TRUE(shape.clustered || piece.blocks + piece.tiles > 0) << "an empty piece";
-    EXPECT_TRUE(by_first_partial[piece.first_partial].emplace(piece.partial, piece).second);
-    if (!shape.clustered) counters.insert(piece.counter);
+    auto& pieces = by_first_partial[piece.first_partial];
+    EXPECT_TRUE(pieces.emplace(piece.partial, piece).second);
+    const bool last = static_cast<int>(pieces.size()) == piece.partials;
+    EXPECT_EQ(piece.merges, last && piece.partials > 1 && !shape.clustered ? 1 : 0);
   }
-  EXPECT_EQ(counters.size(), static_cast<std::size_t>(plan.counters));
-  EXPECT_EQ(counters.size(), shape.clustered ? 0 : by_first_partial.size());
   std::map<std::pair<int, int>, int> rows;  // by sequence and head
   for (const auto& [first_partial, pieces] : by_first_partial) {
     const AttentionPiece& first = pieces.begin()->second;
@@ -42,7 +41,6 @@ void ExpectCovers(const AttentionPlan& plan, const std::vector<AttentionLength>&
       EXPECT_EQ(piece.kv_head, first.kv_head);
       EXPECT_EQ(piece.row_begin, first.row_begin);
       EXPECT_EQ(piece.rows, first.rows);
-      EXPECT_EQ(piece.counter, first.counter);
       EXPECT_EQ(piece.partials, static_cast<int>(pieces.size()));
       EXPECT_EQ(piece.page_begin, block);
       EXPECT_EQ(piece.tile_begin, tile);
@@ -81,7 +79,6 @@ TEST(AttentionPlanTest, CoversEverythingOnceAndStaysWithinItsBounds) {
     ExpectCovers(plan, lengths, shape);
     const auto most = static_cast<int>(lengths.size() + random() % 3);
     EXPECT_LE(static_cast<int>(plan.pieces.size()), MaxPieces(most, shape));
-    EXPECT_LE(plan.counters, MaxCounters(most, shape));
   }
 }
 
@@ -160,7 +157,6 @@ TEST(AttentionPlanTest, InClustersEveryHeadIsAsManyPiecesOneAfterTheOther) {
     ASSERT_EQ(plan.pieces.size(), static_cast<std::size_t>(heads) * kClusterBlocks);
     EXPECT_EQ(MaxPieces(sequences, shape), heads * kClusterBlocks) << "part of a cluster";
     EXPECT_EQ(MaxPieces(sequences + 100, shape), shape.slots);
-    EXPECT_EQ(MaxCounters(sequences, shape), 0);
     for (int i = 0; i < static_cast<int>(plan.pieces.size()); ++i) {
       EXPECT_EQ(plan.pieces[i].partial, i);
       EXPECT_EQ(plan.pieces[i].first_partial, i / kClusterBlocks * kClusterBlocks);

@@ -1,7 +1,9 @@
 #include "kernels/decode_attention.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -36,12 +38,12 @@ TEST_F(DecodeAttentionTest, EveryVariantAttendsOnWhatItsCodesStandFor) {
   }
 }
 
-// A cluster for each head, where the device has them, up to one block of each of its warps. Short
-// sequences leave thread blocks of a cluster without work.
+// A cluster for each head, where the device has them, up to eight blocks of each of its thread
+// blocks. Short sequences leave some of these without work.
 TEST_F(DecodeAttentionTest, OneSequenceOfAnyLength) {
   for (const int bits : {2, 4}) {
-    for (const int tokens : {1, 2, 16, 17, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 400, 4096, 8192,
-                             4 + 64 + 128 * 64, 4 + 64 + 129 * 64}) {
+    for (const int tokens : {1, 2, 16, 17, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 400,
+                             4 + 64 + 64 * 64, 4 + 64 + 65 * 64, 8192}) {
       ExpectIsAttention({.spec = ScalarSpec(128, bits, bits, 64, 128),
                          .q_heads = 8,
                          .kv_heads = 2,
@@ -184,6 +186,59 @@ TEST_F(DecodeAttentionTest, AWarpThatSumsManyBlocks) {
                                .tokens = std::vector<int>(16, 4 + 64 + 64),
                                .q_times = 0},
                               /*from=*/0, /*times=*/120000, /*most=*/2 * kErrorOfHead);
+}
+
+// What a step leaves where its pieces met is nothing to a later one of other pieces.
+TEST_F(DecodeAttentionTest, StepsOfOtherLengths) {
+  const Batch batch = {.spec = ScalarSpec(128, 4, 4, 64, 128),
+                       .q_heads = 8,
+                       .kv_heads = 2,
+                       .tokens = {40000, 30000}};
+  Build(batch);
+  auto attention = DecodeAttention::Create(ConfigOf(batch));
+  ASSERT_TRUE(attention.ok()) << attention.status();
+  const DeviceBuffer q = Upload(q_), sequences = Upload(sequences_), table = Upload(table_);
+  const std::size_t values = std::size_t{2} * batch.q_heads * batch.spec.head_dim;
+  const auto attend = [&](std::size_t count, int times) {
+    const DeviceBuffer out = Filled(values * 2);
+    AttentionLayer layer;
+    layer.sequences = sequences.as<AttentionSequence>();
+    layer.pages = table.as<const std::byte*>();
+    layer.q = q.as<std::uint16_t>();
+    layer.out = out.as<std::uint16_t>();
+    EXPECT_TRUE((*attention)->Plan(std::span(lengths_).first(count), stream()).ok());
+    for (int i = 0; i < times; ++i) EXPECT_TRUE((*attention)->Launch(layer, stream()).ok());
+    EXPECT_TRUE(stream().Synchronize().ok());
+    return Download<std::uint16_t>(out, values / 2 * count);
+  };
+  const auto one = attend(1, 1), both = attend(2, 3);
+  EXPECT_EQ(attend(1, 2), one);
+  EXPECT_EQ(attend(2, 1), both);
+  EXPECT_NE(one, std::vector<std::uint16_t>(both.begin(), both.begin() + std::ssize(one)))
+      << "the pieces were the same ones";
+}
+
+// Partial results that are no numbers are results all the same: nobody waits for others.
+TEST_F(DecodeAttentionTest, ARowThatIsNoNumber) {
+  for (const int q_heads : {3, 7}) {
+    const Batch batch = {.spec = ScalarSpec(128, 2, 2, 64, 128),
+                         .type = Raw16::kBf16,
+                         .q_heads = q_heads,
+                         .tokens = {20000}};
+    Build(batch);
+    const Result good = Attend(batch);
+    const int d = batch.spec.head_dim;
+    std::fill_n(q_.begin() + d, d, 0xffff);
+    const Result bad = Attend(batch);
+    for (int i = 0; i < q_heads * d; ++i) {
+      const float x = codec::FloatFromRaw16(batch.type, bad.out[i]);
+      if (i / d == 1) {
+        EXPECT_TRUE(std::isnan(x)) << i;
+      } else {
+        EXPECT_NEAR(x, codec::FloatFromRaw16(batch.type, good.out[i]), 1e-2) << i;
+      }
+    }
+  }
 }
 
 TEST_F(DecodeAttentionTest, LargeAndSmallValues) {

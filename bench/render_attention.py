@@ -93,7 +93,7 @@ def times(rows, left, right):
 
 def fractions(rows, left, right):
     """Compressed bytes per second over those of the read-only stream, per shape."""
-    shapes = sorted({shape for _, shape in rows}, key=lambda s: tokens(s)[0] * tokens(s)[1])
+    shapes = sorted({shape for _, shape in rows}, key=lambda s: (tokens(s)[0] * tokens(s)[1], tokens(s)))
     codecs = [codec for codec in COLOURS if any(codec == drawn for drawn, _ in rows)]
     y = lambda f: HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * f
     out = [text(left, TOP - 14, "compressed bytes per second, of the read-only ceiling", font_weight="bold")]

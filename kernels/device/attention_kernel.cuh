@@ -8,7 +8,6 @@
 #include "kernels/attention_args.h"
 #include "kernels/device/attention_merge.cuh"
 #include "kernels/device/block_site.cuh"
-#include "kernels/device/cluster.cuh"
 #include "kernels/device/dependent_launch.cuh"
 #include "kernels/device/mma.cuh"
 #include "kernels/device/raw_tokens.cuh"
@@ -171,13 +170,14 @@ struct WarpBlocks {
 // Fills the ring of one warp.
 template <class Codes, class Shared>
 struct RingStart {
-  const char* first[Shared::kStages];
+  static constexpr int kBlocks = Shared::kStages + 1;
+  const char* first[kBlocks];  // null: there is no such block
 
   __device__ __forceinline__ RingStart(const AttentionArgs& args, const AttentionPiece& piece,
                                        int warp) {
     const WarpBlocks<Codes::kBytes> blocks(args, piece);
 #pragma unroll
-    for (int stage = 0; stage < Shared::kStages; ++stage) {
+    for (int stage = 0; stage < kBlocks; ++stage) {
       const int block = warp + stage * Shared::kWarps;
       first[stage] = block < piece.blocks ? blocks.in(blocks.page(block)) : nullptr;
     }
@@ -194,6 +194,11 @@ struct RingStart {
         ring.skip();
       }
     }
+  }
+  // Brings the first block that does not fit into the ring into the L2 cache.
+  __device__ __forceinline__ void prefetch(
+      const typename Codes::template Ring<Shared::kStages>& ring) const {
+    if (first[Shared::kStages] != nullptr) ring.prefetch(first[Shared::kStages]);
   }
 };
 
@@ -276,6 +281,14 @@ __device__ __forceinline__ void attend_piece(const AttentionArgs& args, const At
   }
 }
 
+// Small thread blocks that are launched early begin while others of the launch before still run.
+// When it has ended all of them wait for q, and then work on their first blocks at the same time:
+// memory would be idle until they need more. So they fill their rings before q, where a block of
+// all warps is at most half of what a multiprocessor holds, and send for the next one after it.
+template <class Codes, int kWarps, int kBlocksPerSm>
+inline constexpr bool kFillsFirst =
+    kBlocksPerSm > 1 && kBlocksPerSm* kWarps* Codes::kBytes <= 112 * 1024;
+
 template <class Codes, int kWarps, int kStages, int kBlocksPerSm>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
     decode_attention_kernel(const __grid_constant__ AttentionArgs args) {
@@ -290,13 +303,14 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
     return;
   }
 
+  constexpr bool kFillFirst = kFillsFirst<Codes, kWarps, kBlocksPerSm>;
   const RingStart<Codes, Shared> start(args, piece, warp);
   typename Codes::template Ring<kStages> ring(
       shared + warp * Shared::kWarpBytes,
       reinterpret_cast<std::uint64_t*>(shared + Shared::kFull) + warp * kStages, lane);
   std::uint32_t loaded = 0;  // blocks that went through the ring
   if (args.pages_settled) {
-    start.template load<0, 1>(ring, loaded);
+    start.template load<0, kFillFirst ? kStages : 1>(ring, loaded);
     Codes::template fill_tables<kWarps * 32>(shared + Shared::kTables, args, piece);
     wait_for_previous_kernel();
   }
@@ -314,7 +328,13 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm)
         threadIdx.x < 8 ? 0x3c003c00u : 0;
   }
   __syncthreads();
-  start.template load<1, kStages>(ring, loaded);  // behind the first blocks of all warps
+  if (!kFillFirst || !args.pages_settled) {
+    start.template load<1, kStages>(ring, loaded);  // behind the first blocks of all warps
+  }
+  // Others gain where it is the last one.
+  if (kFillFirst ? args.pages_settled : piece.blocks <= (kStages + 1) * kWarps) {
+    start.prefetch(ring);
+  }
 
   SoftmaxState<kHeadDim / 16> state(kUsualRange, lane);
 #pragma unroll 1

@@ -29,9 +29,7 @@ class BlockRing {
   }
   // All lanes have read what was in the slot.
   __device__ __forceinline__ void load(int stage, const char* block) {
-    std::uint32_t elected;
-    asm volatile("{.reg .pred p; elect.sync _|p,0xffffffff; selp.u32 %0,1,0,p;}" : "=r"(elected));
-    if (elected == 0) return;
+    if (!elected()) return;
     const std::uint32_t full = full_ + stage * 8;
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _,[%0],%1;" ::"r"(full),
                  "r"(kBlockBytes)
@@ -41,6 +39,11 @@ class BlockRing {
         "[%0],[%1],%2,[%3],%4;" ::"r"(slots_ + stage * kBlockBytes),
         "l"(block), "r"(kBlockBytes), "r"(full), "l"(policy_)
         : "memory");
+  }
+  // Into the L2 cache, for a later load.
+  __device__ __forceinline__ void prefetch(const char* block) const {
+    if (!elected()) return;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(block), "r"(kBlockBytes));
   }
   __device__ __forceinline__ void skip() {}
   // The block that was loaded into `stage`.
@@ -54,6 +57,12 @@ class BlockRing {
   }
 
  private:
+  static __device__ __forceinline__ bool elected() {
+    std::uint32_t elected;
+    asm volatile("{.reg .pred p; elect.sync _|p,0xffffffff; selp.u32 %0,1,0,p;}" : "=r"(elected));
+    return elected != 0;
+  }
+
   const char* memory_;
   std::uint32_t slots_, full_;
   int lane_;
@@ -79,6 +88,7 @@ class BlockRing {
     }
     skip();
   }
+  __device__ __forceinline__ void prefetch(const char*) const {}
   // In place of load where there is no block left, so that groups are counted alike.
   __device__ __forceinline__ void skip() { asm volatile("cp.async.commit_group;" ::: "memory"); }
   // The group of `stage` is the oldest of kStages.

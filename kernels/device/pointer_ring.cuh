@@ -10,6 +10,7 @@ class PointerRing {
  public:
   __device__ __forceinline__ PointerRing(char*, std::uint64_t*, int) {}
   __device__ __forceinline__ void load(int, const char* block) { block_ = block; }
+  __device__ __forceinline__ void prefetch(const char*) const {}
   __device__ __forceinline__ void skip() {}
   __device__ __forceinline__ const char* wait(int, std::uint32_t) { return block_; }
 

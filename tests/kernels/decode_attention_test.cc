@@ -42,8 +42,9 @@ TEST_F(DecodeAttentionTest, EveryVariantAttendsOnWhatItsCodesStandFor) {
 // blocks. Short sequences leave some of these without work.
 TEST_F(DecodeAttentionTest, OneSequenceOfAnyLength) {
   for (const int bits : {2, 4}) {
-    for (const int tokens : {1, 2, 16, 17, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 400,
-                             4 + 64 + 64 * 64, 4 + 64 + 65 * 64, 8192}) {
+    for (const int tokens :
+         {1, 2, 16, 17, 63, 64, 65, 4 + 64 + 63, 4 + 64 + 64, 400, 4096, 4 + 64 + 64 * 64,
+          4 + 64 + 65 * 64, 8192, 4 + 64 + 128 * 64, 4 + 64 + 129 * 64}) {
       ExpectIsAttention({.spec = ScalarSpec(128, bits, bits, 64, 128),
                          .q_heads = 8,
                          .kv_heads = 2,

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/device/values.cuh"
+
 // Compressed blocks on their way into shared memory: a ring of one warp, no barrier of the thread
 // block. On sm_90 one lane starts a bulk copy per block, before that all lanes copy 16 bytes each.
 namespace kvferry::kernels {
@@ -42,8 +44,7 @@ class BlockRing {
   }
   // Into the L2 cache, for a later load.
   __device__ __forceinline__ void prefetch(const char* block) const {
-    if (!elected()) return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0],%1;" ::"l"(block), "r"(kBlockBytes));
+    if (elected()) prefetch_l2_bulk(block, kBlockBytes);
   }
   __device__ __forceinline__ void skip() {}
   // The block that was loaded into `stage`.

@@ -114,13 +114,6 @@ struct Side {
   }
 };
 
-#if __CUDA_ARCH__ >= 900
-// `bytes` (a multiple of 16) from `from` on, which is aligned to 16 bytes.
-__device__ __forceinline__ void prefetch_l2_bulk(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
-}
-#endif
-
 // Brings the values of a side that a later CTA will make into the L2, so that memory is busy while
 // this one computes: half as many ahead as run at a time. Called by one warp.
 template <int kHeadDim>

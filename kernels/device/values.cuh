@@ -73,6 +73,12 @@ __device__ __forceinline__ uint4 load_once16(const void* from) {
 __device__ __forceinline__ void prefetch_l2(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
+#if __CUDA_ARCH__ >= 900
+// `bytes` (a multiple of 16) from `from` on, which is aligned to 16 bytes.
+__device__ __forceinline__ void prefetch_l2_bulk(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+#endif
 __device__ __forceinline__ uint2 load_once8(const void* from) {
   uint2 r;
   asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"

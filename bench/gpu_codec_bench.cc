@@ -93,7 +93,8 @@ class Bench {
   }
 
   // One copy for each layer, which reads and writes as many bytes as its quantization touches.
-  absl::StatusOr<Graph> EqualCopies(std::span<const Layer> layers, double bytes) {
+  absl::StatusOr<Graph> EqualCopies(std::span<const Layer> layers) {
+    const double bytes = TouchedBytes(layers);
     const std::size_t half = static_cast<std::size_t>(bytes) / layers.size() / 2;
     if (half * layers.size() > copy_to_.bytes()) {
       return absl::InternalError("layers of more bytes than the copied buffer has");
@@ -208,7 +209,7 @@ class Bench {
     KVF_ASSIGN_OR_RETURN(Graph checked, QuantizeGraph(layers, spec, true));
     KVF_ASSIGN_OR_RETURN(Graph unchecked, QuantizeGraph(layers, spec, false));
     KVF_ASSIGN_OR_RETURN(Graph copy, CopyGraph());
-    KVF_ASSIGN_OR_RETURN(Graph equal, EqualCopies(layers, TouchedBytes(layers)));
+    KVF_ASSIGN_OR_RETURN(Graph equal, EqualCopies(layers));
     KVF_RETURN_IF_ERROR(
         Interleave(stream_, options_.replays, {&checked, &copy, &unchecked, &equal}));
     const std::string what =

@@ -1,6 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
+
+#include "decode_node/block_receiver.h"
 #include "tests/decode_node/block_receiver_fixture.h"
 #include "tests/decode_node/transfer_builder.h"
 
@@ -17,7 +21,21 @@ using Kind = ReceiverAction::Kind;
 
 // How a transfer ends: by release, abort, a lost peer, the engine or a lease, and when its memory
 // is free.
-class BlockReceiverEndTest : public BlockReceiverFixture {};
+class BlockReceiverEndTest : public BlockReceiverFixture {
+ protected:
+  void Adopt() {
+    for (const ChunkHeader& header : AllChunks(spec)) ASSERT_TRUE(Bring(header).ok());
+    ASSERT_TRUE(Commit().ok());
+    ASSERT_TRUE(receiver.adopted());
+    out.clear();
+  }
+  void Fence() {
+    ASSERT_TRUE(Bring(AllChunks(spec)[0]).ok());
+    receiver.Release(absl::CancelledError("gone"), now, out);
+    ASSERT_EQ(receiver.state(), ReceiverState::kFencing);
+    out.clear();
+  }
+};
 
 TEST_F(BlockReceiverEndTest, ReleaseBeforeAnythingCameFreesAtOnce) {
   receiver.Release(absl::CancelledError("gone"), now, out);

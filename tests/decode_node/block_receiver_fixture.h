@@ -35,18 +35,6 @@ class BlockReceiverFixture : public ::testing::Test {
   absl::Status Commit(std::uint32_t chunks = 3) {
     return receiver.OnMessage(kPeer, MakeCommit(spec, chunks, receiver.bytes_total()), now, out);
   }
-  void Adopt() {
-    for (const transport::ChunkHeader& header : AllChunks(spec)) ASSERT_TRUE(Bring(header).ok());
-    ASSERT_TRUE(Commit().ok());
-    ASSERT_TRUE(receiver.adopted());
-    out.clear();
-  }
-  void Fence() {
-    ASSERT_TRUE(Bring(AllChunks(spec)[0]).ok());
-    receiver.Release(absl::CancelledError("gone"), now, out);
-    ASSERT_EQ(receiver.state(), ReceiverState::kFencing);
-    out.clear();
-  }
   std::vector<ReceiverAction::Kind> Take() {
     std::vector<ReceiverAction::Kind> kinds;
     for (const ReceiverAction& action : out) kinds.push_back(action.kind);
